@@ -1,0 +1,79 @@
+"""pixfit: fit neural networks to single images.
+
+    import pixfit as pf
+
+    image   = pf.images.load("coffee")
+    problem = pf.Problem(image)
+    spec    = pf.Spec(problem, pf.models.Siren(hidden_layers=4, hidden_features=256), budget=pf.Steps(500))
+    result  = pf.fit(spec)
+    result.save_image("out.png")
+
+Everything below is imported when first used, so that ``import pixfit`` itself takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULES = (
+    "canonical", "images", "losses", "metrics", "modelfile", "models", "operators", "optim", "plots", "recipes", "render",
+    "schedules", "starts", "stopping",
+)  # fmt: skip
+_NAMES = {
+    "Batches": "spec", "BestHeldOut": "spec", "Last": "spec", "MovingAverage": "spec", "Record": "spec", "Spec": "spec",
+    "Budget": "stopping", "Epochs": "stopping", "Never": "stopping", "Seconds": "stopping", "Steps": "stopping",
+    "TargetPSNR": "stopping", "GaussianNoise": "problem", "Problem": "problem", "Image": "images", "Network": "modelfile",
+    "Result": "result", "Start": "starts", "Status": "result", "Store": "store", "Weights": "starts", "fit": "run",
+    "load": "modelfile", "save": "modelfile",
+}  # fmt: skip
+
+if TYPE_CHECKING:
+    from pixfit import (
+        canonical,
+        images,
+        losses,
+        metrics,
+        modelfile,
+        models,
+        operators,
+        optim,
+        plots,
+        recipes,
+        render,
+        schedules,
+        starts,
+        stopping,
+    )
+    from pixfit.images import Image
+    from pixfit.modelfile import Network, load, save
+    from pixfit.problem import GaussianNoise, Problem
+    from pixfit.result import Result, Status
+    from pixfit.run import fit
+    from pixfit.spec import Batches, BestHeldOut, Last, MovingAverage, Record, Spec
+    from pixfit.starts import Start, Weights
+    from pixfit.stopping import Budget, Epochs, Never, Seconds, Steps, TargetPSNR
+    from pixfit.store import Store
+
+__all__ = [
+    "Batches", "BestHeldOut", "Budget", "Epochs", "GaussianNoise", "Image", "Last", "MovingAverage", "Network", "Never",
+    "Problem", "Record", "Result", "Seconds", "Spec", "Start", "Status", "Steps", "Store", "TargetPSNR", "Weights",
+    "canonical", "fit", "images", "load", "losses", "metrics", "modelfile", "models", "operators", "optim", "plots",
+    "recipes", "render", "save", "schedules", "starts", "stopping",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"pixfit.{name}")
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"pixfit.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'pixfit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

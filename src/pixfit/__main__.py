@@ -1,0 +1,5 @@
+"""``python -m pixfit`` is ``pixfit``."""
+
+from pixfit.cli import main
+
+main()

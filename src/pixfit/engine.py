@@ -1,0 +1,489 @@
+"""The training loop, the only one. It sees views and tensors: no path, no database, no truth.
+
+F fits of one shape are fitted in lockstep (`pixfit.stack`): weights and gradients are matrices (F, P), and seeds, learning
+rates, masks and step limits are vectors of length F. One fit is F = 1. `pixfit.run` decides which fits form a stack.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pixfit import canonical, kernels
+from pixfit.optim import clip_rows
+from pixfit.problem import View
+from pixfit.schedules import Plateau, PlateauState
+from pixfit.spec import BestHeldOut, MovingAverage, Spec
+from pixfit.stack import Samples, Stack
+from pixfit.starts import Weights
+from pixfit.stopping import TargetPSNR
+
+__all__ = ["Job", "Moment", "Outcome", "State", "Watch", "fit", "stack_key"]
+
+_CHECK = 32  # steps between two looks at the losses; on a GPU each look waits for the card
+_TICK = 0.1  # seconds between two signs of life
+_FAIR = 500  # steps after which a network that shows one colour has collapsed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fit as the loop sees it: the spec's settings without its problem, the view in its place.
+
+    Args:
+        spec: the settings; its problem and start are not looked at.
+        view: what may be seen of the problem.
+        weights: every tensor of the network, by name. The engine clones them.
+        mask: of parameters that stay zero, by name; None for no mask.
+        keep: steps whose weights are kept.
+    """
+
+    spec: Spec
+    view: View
+    weights: Mapping[str, Tensor]
+    mask: Weights | None = None
+    keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one fit ended. ``reason`` names the limit or rule; ``verdict`` is done, stopped, out_of_budget, diverged,
+    collapsed or cancelled."""
+
+    verdict: str
+    reason: str
+    steps: int
+    epochs: float
+    weights: Mapping[str, Tensor]
+    kept: Mapping[int, Mapping[str, Tensor]]
+    losses: Tensor
+    psnr_measured: float
+    seconds: float
+    process_seconds: float
+    evaluation_seconds: float
+    kernel: str
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the loop needs to go on, as a value: ``tensors`` for safetensors, ``scalars`` for JSON.
+
+    ``outcomes`` is None on the way; the last state that a fit yields has one outcome a fit.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    scalars: Mapping[str, Any]
+    outcomes: tuple[Outcome, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a watcher may look at. ``predict(index)`` gives (F, n, C) pixels at row-major places of the picture."""
+
+    step: int
+    seconds: float
+    predict: Callable[[Tensor], Tensor]
+
+
+class Watch(Protocol):
+    """Sees a fit and cannot answer: what these return is not read."""
+
+    def tick(self, step: int, fraction: float, losses: Sequence[float]) -> None:
+        """A sign of life, about ten times a second: the step, the fraction of the budget spent, the last losses (F)."""
+
+    def look(self, moment: Moment) -> None:
+        """A point of the curve."""
+
+
+class _Blind:
+    def tick(self, step: int, fraction: float, losses: Sequence[float]) -> None:
+        pass
+
+    def look(self, moment: Moment) -> None:
+        pass
+
+
+def stack_key(job: Job) -> str:
+    """Fits with one key may be fitted as one stack: they differ only in pixels, weights, seed, rate, mask and limits."""
+    spec = job.spec
+    settings = {name: getattr(spec, name) for name in ("model", "loss", "batches", "estimate", "precision", "kernel", "stopping")}
+    optimiser = replace(spec.optimiser, lr=1.0)
+    samples = len(job.view.samples()[0]) if job.view.operator.pointwise else list(job.view.measurement.shape)
+    timed = spec.id if spec.budget.seconds is not None else None
+    return canonical.text(
+        {**settings, "optimiser": optimiser, "samples": samples, "shape": job.view.shape, "keep": job.keep, "timed": timed,
+         "operator": None if job.view.operator.pointwise else job.view.operator, "weighted": job.view.use is not None}
+    )  # fmt: skip
+
+
+def fit(
+    jobs: Sequence[Job],
+    *,
+    device: torch.device | str = "cpu",
+    watch: Watch | None = None,
+    every: int | None = None,
+    state: State | None = None,
+    save_every: float = 60.0,
+    interrupt: Callable[[], bool] = lambda: False,
+) -> Iterator[State]:
+    """Fits one stack, and yields its state about every ``save_every`` seconds and at the end.
+
+    Args:
+        jobs: fits with one `stack_key`; fits with a budget in seconds come alone.
+        device: where to compute.
+        watch: is shown the fit at the first and last step and every ``every`` steps between; by default at about 60
+            points. Its time is not counted as training.
+        state: of an earlier call with the same jobs, to go on from.
+        interrupt: asked before every step; True ends the fits as cancelled.
+
+    Raises:
+        ValueError: jobs that cannot form a stack, or weights that are not the network's.
+    """
+    if not jobs:
+        raise ValueError("there is nothing to fit: the list of jobs is empty")
+    if len({stack_key(job) for job in jobs}) > 1:
+        raise ValueError("these jobs differ in more than pixels, weights, seeds and limits; fit them in separate stacks")
+    loop = _Loop(jobs, torch.device(device), watch or _Blind(), every)
+    if state is not None:
+        loop.restore(state)
+    saved = time.monotonic()
+    with kernels.fast_matmul(loop.kernel):
+        loop.clock.start()
+        while loop.settle(interrupt()):
+            if time.monotonic() - saved > save_every:
+                loop.clock.pause()
+                yield loop.state()
+                saved = time.monotonic()
+                loop.clock.start()
+            loop.advance()
+        loop.clock.pause()
+        yield replace(loop.state(), outcomes=loop.outcomes())
+
+
+class _Clock:
+    """Wall and process seconds of training; what runs between ``pause`` and ``start`` counts as evaluation."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.wall = self.process = self.evaluation = 0.0
+        self._since: tuple[float, float] | None = None
+        self._paused: float | None = None
+
+    def _now(self) -> tuple[float, float]:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter(), time.process_time()
+
+    def start(self) -> None:
+        self._since = self._now()
+        if self._paused is not None:
+            self.evaluation += self._since[0] - self._paused
+            self._paused = None
+
+    def pause(self) -> None:
+        assert self._since is not None
+        wall, process = self._now()
+        self.wall += wall - self._since[0]
+        self.process += process - self._since[1]
+        self._since, self._paused = None, wall
+
+    def seconds(self) -> float:
+        return self.wall if self._since is None else self.wall + time.perf_counter() - self._since[0]
+
+
+class _Loop:
+    """The state of a stack in training, one step, and when each fit ends."""
+
+    def __init__(self, jobs: Sequence[Job], device: torch.device, watch: Watch, every: int | None) -> None:
+        spec = jobs[0].spec
+        self.jobs, self.spec, self.watch, self.device = jobs, spec, watch, device
+        self.fits = len(jobs)
+        place = {"dtype": torch.float64 if spec.precision == "float64" else torch.float32, "device": device}
+        weights, masks, views = [job.weights for job in jobs], [job.mask for job in jobs], [job.view for job in jobs]
+        self.stack = Stack(spec.model, views[0].shape[0], weights, masks, **place)
+        self.samples = Samples(spec.model, views, [job.spec.seed for job in jobs], spec.batches.pixels, **place)
+        self.kernel = kernels.kernel_name(device, self.stack.widest, spec.kernel)
+        self.weights = self.stack.weights.detach()
+        self.stepper = spec.optimiser.start(self.weights, self.stack.layout)
+        self.rates = torch.tensor([[job.spec.optimiser.lr] for job in jobs], **place)
+        schedule = spec.optimiser.schedule
+        self.plateau = PlateauState(schedule, self.fits) if isinstance(schedule, Plateau) else None
+        limits = [job.spec.budget.step_limit(self.samples.per_epoch) for job in jobs]
+        self.limits = [math.inf if limit is None else limit for limit in limits]
+        longest = max(self.limits)
+        self.every = every or (max(1, int(longest) // 60) if longest < math.inf else None)
+
+        self.clock = _Clock(device)
+        self.step = 0
+        self.losses: list[Tensor] = []  # finished chunks (F, n) on the CPU
+        self.chunk = torch.full((self.fits, _CHECK), math.nan, device=device)
+        self.filled = 0
+        self.good = self.weights.clone()
+        self.final = self.weights.clone()
+        self.average = self.weights.clone() if isinstance(spec.estimate, MovingAverage) else None
+        self.best = self.weights.clone() if isinstance(spec.estimate, BestHeldOut) else None
+        self.best_error = [math.inf] * self.fits
+        self.kept: dict[int, Tensor] = {}
+        self.ended: list[dict[str, Any] | None] = [None] * self.fits
+        self.looked = self.ticked = -math.inf
+
+    # ---------------------------------------------------------------------------------------------------- one step
+
+    def advance(self) -> None:
+        """One update of every fit."""
+        losses = self._backward()
+        with torch.no_grad():
+            if self.stack.mask is not None:
+                self.stack.gradient.mul_(self.stack.mask)
+            if self.spec.optimiser.clip_norm is not None:
+                clip_rows(self.stack.gradient, self.spec.optimiser.clip_norm)
+            self.stepper.update(self.stack.gradient, self._learning_rates())
+            if self.stack.mask is not None:
+                self.weights.mul_(self.stack.mask)
+            if isinstance(self.spec.estimate, MovingAverage) and self.average is not None:
+                self.average.lerp_(self.weights, 1 - self.spec.estimate.decay)
+        self.chunk[:, self.filled] = losses
+        self.filled += 1
+        self.step += 1
+        if self.plateau is not None:
+            self.plateau.update(losses, self.rates[:, 0], end_of_epoch=self.step % self.samples.per_epoch == 0)
+
+    def _backward(self) -> Tensor:
+        """Fills the gradient (F, P) and returns the losses (F,): means over the values in use."""
+        samples, autocast = self.samples, self.spec.precision == "bfloat16"
+        self.stack.gradient.zero_()
+        coordinates, targets, weights = samples.batch(self.step)
+        size = _size(targets, weights)
+        if not samples.pointwise:
+            picture = samples.picture(self.stack.forward(coordinates, autocast=autocast))
+            predicted = self.spec.model.to_target(samples.operator.forward(picture))
+            return self._descend(predicted, targets, weights, size)
+        losses = torch.zeros_like(self.rates[:, 0])
+        for start in range(0, targets.shape[1], self.stack.tile):
+            part = slice(start, start + self.stack.tile)
+            predicted = self.stack.forward(coordinates[:, part], autocast=autocast)
+            losses += self._descend(predicted, targets[:, part], None if weights is None else weights[:, part], size)
+        return losses
+
+    def _descend(self, predicted: Tensor, targets: Tensor, weights: Tensor | None, size: Tensor | float) -> Tensor:
+        error = self.spec.loss(predicted, targets)
+        losses = (error if weights is None else error * weights).flatten(1).sum(dim=1) / size
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
+
+    def _learning_rates(self) -> Tensor:
+        if self.plateau is not None:
+            return self.rates * self.plateau.factors.to(self.rates)[:, None]
+        factors = [self.spec.optimiser.schedule.factor(self.fraction(fit)) for fit in range(self.fits)]
+        return self.rates * torch.tensor(factors, dtype=self.rates.dtype, device=self.device)[:, None]
+
+    def fraction(self, fit: int) -> float:
+        """Of the budget spent, in [0, 1]."""
+        limit, seconds = self.limits[fit], self.jobs[fit].spec.budget.seconds
+        spent = self.step / limit if limit else 1.0
+        if seconds is not None:
+            spent = max(spent, self.clock.seconds() / seconds if seconds else 1.0)
+        return min(spent, 1.0)
+
+    # -------------------------------------------------------------------------------------------------- between steps
+
+    def settle(self, interrupted: bool) -> bool:
+        """All that happens between two steps; False when every fit has ended."""
+        spec, check = self.spec, self.filled == _CHECK
+        if check:
+            self._harvest()
+        if self.step in self.jobs[0].keep and self.step not in self.kept:
+            self.kept[self.step] = self.estimate().clone()
+        if isinstance(spec.estimate, BestHeldOut) and self.step % spec.estimate.every == 0:
+            self._compare_held_out()
+        if isinstance(spec.stopping, TargetPSNR) and self.step % spec.stopping.every == 0:
+            for fit, level in enumerate(self.measured_psnr(self.estimate())):
+                if level >= spec.stopping.psnr:
+                    self._end(fit, "stopped", "target_psnr")
+        for fit, limit in enumerate(self.limits):
+            if self.step >= limit:
+                steps = self.jobs[fit].spec.budget.steps
+                self._end(fit, "budget", "steps" if steps is not None and self.step >= steps else "epochs")
+        seconds = spec.budget.seconds
+        if seconds is not None and (check or self.device.type == "cpu") and self.clock.seconds() >= seconds:
+            self._end(0, "budget", "seconds")
+        if interrupted:
+            for fit in range(self.fits):
+                self._end(fit, "cancelled", "interrupted")
+        running = any(end is None for end in self.ended)
+        self._show(last=not running)
+        return running
+
+    def _harvest(self) -> None:
+        """Moves the last losses to the CPU, ends fits whose loss is not finite, and remembers weights that were good."""
+        chunk = self.chunk[:, : self.filled].cpu().clone()  # .cpu() alone would be a window on a CPU
+        first, self.filled = self.step - self.filled, 0
+        self.losses.append(chunk)
+        finite = chunk.isfinite()
+        for fit in (~finite.all(dim=1)).nonzero()[:, 0].tolist():
+            if self.ended[fit] is None:
+                step = first + int((~finite[fit]).nonzero()[0])
+                self.final[fit] = self.good[fit]
+                self.ended[fit] = self._ending("diverged", f"the loss was not finite at step {step}", step)
+        self.good = torch.where(finite.all(dim=1).to(self.device)[:, None], self.estimate(), self.good)
+
+    def _end(self, fit: int, verdict: str, reason: str) -> None:
+        if self.filled:
+            self._harvest()
+        if self.ended[fit] is not None:
+            return
+        chosen = self.estimate() if self.best is None or self.best_error[fit] == math.inf else self.best
+        self.final[fit] = chosen[fit]
+        self.ended[fit] = self._ending(verdict, reason, self.step)
+
+    def _ending(self, verdict: str, reason: str, step: int) -> dict[str, Any]:
+        return {"verdict": verdict, "reason": reason, "step": step, "seconds": self.clock.seconds()}
+
+    def estimate(self) -> Tensor:
+        """(F, P): the weights whose prediction is the answer at this step."""
+        return self.stepper.evaluation_weights().detach() if self.average is None else self.average
+
+    def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
+        """Pixels (F, n, C) at coordinates (1 or F, n, 2), not clamped."""
+        return self.spec.model.to_pixels(self.stack.predict(weights, coordinates))
+
+    def _compare_held_out(self) -> None:
+        assert self.best is not None
+        self.clock.pause()
+        weights = self.estimate()
+        for fit, job in enumerate(self.jobs):
+            if job.view.held_out is None:
+                raise ValueError("the estimate BestHeldOut needs held-out pixels; give the problem held_out=0.1")
+            index = job.view.held_out.flatten().nonzero()[:, 0]
+            predicted = self.predict(weights, self.samples.grid[index][None])[fit].clamp(0, 1)
+            measured = job.view.measurement.flatten(1).T[index].to(predicted)
+            error = float((predicted - measured).square().mean())
+            if error < self.best_error[fit]:
+                self.best_error[fit] = error
+                self.best[fit] = weights[fit]
+        self.clock.start()
+
+    def measured_psnr(self, weights: Tensor, limit: int | None = None) -> list[float]:
+        """PSNR (F) of the clamped prediction against the fitted samples, or against about ``limit`` of them."""
+        self.clock.pause()
+        samples = self.samples
+        stride = 1 if limit is None or not samples.pointwise else -(-samples.count // limit)
+        part = slice(None, None, stride)
+        if samples.pointwise:
+            predicted = self.predict(weights, samples.coordinates[:, part])
+            targets, scale = samples.pixels[:, part], None if samples.weights is None else samples.weights[:, part]
+        else:
+            predicted = samples.operator.forward(samples.picture(self.stack.predict(weights, samples.coordinates)))
+            targets, scale = samples.pixels, samples.weights
+        error = (predicted.clamp(0, 1) - targets).square().double()
+        means = (error if scale is None else error * scale).flatten(1).sum(dim=1) / _size(targets, scale)
+        self.clock.start()
+        return [math.inf if mean == 0 else -10 * math.log10(mean) if math.isfinite(mean) else -math.inf for mean in means.tolist()]
+
+    def _show(self, *, last: bool) -> None:
+        now = self.clock.seconds()
+        if self.every is None:
+            due = now - self.looked >= (self.spec.budget.seconds or 0.0) / 60
+        else:
+            due = self.step % self.every == 0
+        if due or last:
+            self.looked = now
+            weights = self.final if last else self.estimate()
+            self.clock.pause()
+            self.watch.look(Moment(self.step, now, lambda index: self.predict(weights, self.samples.grid[index][None])))
+            self.clock.start()
+        if last or now - self.ticked >= _TICK:
+            self.ticked = now
+            latest = self.chunk[:, self.filled - 1] if self.filled else self.losses[-1][:, -1] if self.losses else None
+            fraction = max(self.fraction(fit) for fit in range(self.fits))
+            self.watch.tick(self.step, fraction, [math.nan] * self.fits if latest is None else latest.tolist())
+
+    # --------------------------------------------------------------------------------------------- values to hand out
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        losses = torch.cat(self.losses, dim=1) if self.losses else torch.zeros(self.fits, 0)
+        self.clock.start()
+        levels = self.measured_psnr(self.final, limit=2**16)
+        self.clock.pause()
+        out = []
+        for fit, end in enumerate(self.ended):
+            assert end is not None
+            curve = losses[fit, : end["step"]].clone()
+            out.append(
+                Outcome(
+                    verdict=self._verdict(end, curve, levels[fit], fit), reason=end["reason"], steps=end["step"],
+                    epochs=end["step"] / self.samples.per_epoch, weights=self.stack.named(self.final, fit),
+                    kept={step: self.stack.named(weights, fit) for step, weights in self.kept.items()},
+                    losses=curve, psnr_measured=levels[fit], seconds=end["seconds"], process_seconds=self.clock.process,
+                    evaluation_seconds=self.clock.evaluation, kernel=self.kernel,
+                )
+            )  # fmt: skip
+        return tuple(out)
+
+    def _verdict(self, end: Mapping[str, Any], curve: Tensor, level: float, fit: int) -> str:
+        """What the end of a budget means. Collapsed: hardly better than the best single colour, after a fair time."""
+        verdict: str = end["verdict"]
+        if verdict != "budget":
+            return verdict
+        axes = 0 if self.samples.pointwise else (1, 2)
+        variance = float(self.samples.pixels[fit].double().var(dim=axes, correction=0).mean())
+        fair = end["step"] >= _FAIR or (len(curve) > 20 and float(curve[-10:].mean()) > 2 * float(curve[0]))
+        if variance > 1e-6 and fair and level < -10 * math.log10(variance) + 1:
+            return "collapsed"
+        return "out_of_budget" if isinstance(self.spec.stopping, TargetPSNR) else "done"
+
+    def state(self) -> State:
+        """Everything that `restore` needs, cloned."""
+        tensors = {
+            "weights": self.weights, "good": self.good, "final": self.final, "chunk": self.chunk,
+            "losses": torch.cat(self.losses, dim=1) if self.losses else torch.zeros(self.fits, 0),
+            **{f"optimiser/{name}": value for name, value in self.stepper.tensors().items()},
+            **{f"kept/{step}": value for step, value in self.kept.items()},
+        }  # fmt: skip
+        if self.average is not None:
+            tensors["average"] = self.average
+        if self.best is not None:
+            tensors["best"] = self.best
+        if self.plateau is not None:
+            tensors |= {f"plateau/{name}": value for name, value in self.plateau.tensors().items()}
+        scalars = {
+            "step": self.step, "filled": self.filled, "ended": self.ended, "optimiser": self.stepper.scalars(),
+            "best_error": [None if value == math.inf else value for value in self.best_error],
+            "clock": [self.clock.wall, self.clock.process, self.clock.evaluation],
+        }  # fmt: skip
+        return State(self.step, {name: value.detach().cpu().clone() for name, value in tensors.items()}, scalars)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Goes on from a state; raises ValueError where it is not one of these fits."""
+        tensors, scalars = state.tensors, state.scalars
+        if tensors["weights"].shape != self.weights.shape:
+            raise ValueError("this checkpoint belongs to other fits; remove it, or run the fit that wrote it")
+        self.step, self.filled = int(scalars["step"]), int(scalars["filled"])
+        for name in ("weights", "good", "final", "chunk", "average", "best"):
+            if name in tensors:
+                getattr(self, name).copy_(tensors[name])
+        self.losses = [tensors["losses"].clone()] if tensors["losses"].numel() else []
+        self.stepper.restore(_below("optimiser/", tensors), scalars["optimiser"])
+        self.kept = {int(step): value.to(self.device) for step, value in _below("kept/", tensors).items()}
+        if self.plateau is not None:
+            self.plateau.restore(_below("plateau/", tensors))
+        self.best_error = [math.inf if value is None else float(value) for value in scalars["best_error"]]
+        # A cancelled fit goes on; any other end stands.
+        self.ended = [None if end is None or end["verdict"] == "cancelled" else end for end in scalars["ended"]]
+        self.clock.wall, self.clock.process, self.clock.evaluation = scalars["clock"]
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _size(targets: Tensor, weights: Tensor | None) -> Tensor | float:
+    """What a sum of errors is divided by to be a mean: the number of values in use, one number or (F,)."""
+    return float(targets[0].numel()) if weights is None else weights.flatten(1).sum(dim=1).clamp(min=1)

@@ -1,0 +1,26 @@
+"""Read and write picture files, folders and masks; bundled pictures; the published, downloadable sets."""
+
+from pixfit.images.bundled import BUNDLED
+from pixfit.images.image import Image, ImageError
+from pixfit.images.read import MAX_PIXELS, load, load_folder, load_mask
+from pixfit.images.sets import SETS, DataSet, FoundSet, SetFile, data_folder, find_set, load_set
+from pixfit.images.write import BandWriter, save
+
+__all__ = [
+    "BUNDLED",
+    "MAX_PIXELS",
+    "SETS",
+    "BandWriter",
+    "DataSet",
+    "FoundSet",
+    "Image",
+    "ImageError",
+    "SetFile",
+    "data_folder",
+    "find_set",
+    "load",
+    "load_folder",
+    "load_mask",
+    "load_set",
+    "save",
+]

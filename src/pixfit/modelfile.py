@@ -1,0 +1,198 @@
+"""A network in one file: safetensors whose tensors are the plain ``state_dict``, with the spec as JSON beside them.
+
+It holds the network, the spec, and the picture's size and hash; never the picture, its path or the truth. Nothing in a
+file is executed: specs are decoded by the literal table below, sizes are checked before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixfit import canonical, files
+from pixfit.losses import LOSSES
+from pixfit.models import ENCODINGS, MODELS, Coordinates, Experts, Model
+from pixfit.optim import OPTIMISERS
+from pixfit.problem import Problem, Sealed
+from pixfit.result import Result
+from pixfit.schedules import SCHEDULES
+from pixfit.spec import ESTIMATES, Batches, Spec
+from pixfit.starts import Start
+from pixfit.stopping import STOPPING, Budget
+
+__all__ = ["ModelFileError", "Network", "decode", "decode_spec", "load", "save", "size_in_bytes"]
+
+_TABLE: dict[str, type] = {
+    **MODELS, **ENCODINGS, **LOSSES, **OPTIMISERS, **SCHEDULES, **STOPPING, **ESTIMATES,
+    "Coordinates": Coordinates, "Experts": Experts, "Budget": Budget, "Batches": Batches, "Start": Start,
+}  # fmt: skip
+_LONGEST_JSON = 2**20
+
+
+class ModelFileError(ValueError):
+    """A model file that cannot be read; the text names the file and says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A fitted network that needs nothing else to render.
+
+    Args:
+        model: its settings.
+        weights: every tensor by name, as in the ``state_dict`` of `module`.
+        record: the canonical form of the spec that was fitted.
+    """
+
+    model: Model
+    weights: Mapping[str, Tensor]
+    record: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, result: Result) -> Network:
+        """The network of a finished fit. Raises ValueError where the fit left none."""
+        if not result.weights:
+            raise ValueError(f"this fit has no network: it is {result.status.value} ({result.reason})")
+        return cls(result.spec.model, result.weights, result.spec.plain)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the picture it was fitted to."""
+        image = self.record["problem"]["image"]
+        return (int(image["channels"]), int(image["height"]), int(image["width"]))
+
+    @property
+    def bit_depth(self) -> int:
+        """Of the picture's samples as they were read."""
+        return int(self.record["problem"]["image"]["bit_depth"])
+
+    def module(self, *, device: torch.device | str = "cpu") -> nn.Module:
+        """The plain ``nn.Module``, from coordinates (N, 2) to outputs (N, C) in the model's target range."""
+        with torch.device("meta"):
+            module = self.model.network(2, self.shape[0])
+        module.load_state_dict(dict(self.weights), assign=True)
+        return module.requires_grad_(False).to(device)
+
+
+def size_in_bytes(network: Network) -> int:
+    """What the file of the network needs."""
+    return len(_to_bytes(network))
+
+
+def save(network: Network | Result, path: str | Path) -> int:
+    """Writes the model file, whole or not at all, and returns its size in bytes."""
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        raise ModelFileError(f"{target}: {'this is a folder' if target.is_dir() else 'its folder does not exist'}; give a file name")
+    data = _to_bytes(Network.of(network) if isinstance(network, Result) else network)
+    files.write_bytes(target, data)
+    return len(data)
+
+
+def load(path: str | Path) -> Network:
+    """Reads a model file.
+
+    Raises:
+        ModelFileError: a file that is missing, broken, made by a newer pixfit, or whose tensors are not those of the
+            network it names. One line, with what to do.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file; `pixfit fit PICTURE -o {path.name}` makes one")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            record = _record(path, stored.metadata() or {})
+            model = decode(record["model"])
+            if not isinstance(model, Model):
+                raise ModelFileError(f"{path}: its model is a {type(model).__name__}, which is no network")
+            channels = int(Sealed(dict(record["problem"])).shape[0])
+            with torch.device("meta"):
+                expected = {name: list(value.shape) for name, value in model.network(2, channels).state_dict().items()}
+            found = {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+            if found != expected:
+                raise ModelFileError(f"{path}: its tensors are not those of the {type(model).__name__} that it names; it is damaged")
+            weights = {name: stored.get_tensor(name) for name in expected}
+    except ModelFileError as error:
+        raise error if str(path) in str(error) else ModelFileError(f"{path}: {error}") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from None
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError, OverflowError, MemoryError) as error:
+        raise ModelFileError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from None
+    if not all(value.is_floating_point() and bool(value.isfinite().all()) for value in weights.values()):
+        raise ModelFileError(f"{path}: some of its weights are not finite numbers; fit the picture again")
+    return Network(model, weights, record)
+
+
+def decode(plain: Any) -> Any:
+    """Settings from their canonical form, by a literal table of classes.
+
+    Raises:
+        ValueError: an unknown kind or setting (with the nearest known name), or a value that the class refuses.
+    """
+    if isinstance(plain, list):
+        return tuple(decode(item) for item in plain)
+    if not isinstance(plain, dict):
+        return plain
+    kind = plain.get("kind")
+    if kind not in _TABLE:
+        raise ValueError(f"no settings are called {kind!r}{_nearest(str(kind), list(_TABLE))}")
+    known = [field.name for field in fields(_TABLE[kind])]
+    for name in plain:
+        if name != "kind" and name not in known:
+            raise ValueError(f"{kind} has no setting {name!r}{_nearest(name, known)}")
+    try:
+        return _TABLE[kind](**{name: decode(value) for name, value in plain.items() if name != "kind"})
+    except TypeError as error:
+        raise ValueError(f"{kind}: {error}") from None
+
+
+def decode_spec(plain: Mapping[str, Any], problem: Problem | None = None) -> Spec:
+    """A spec from its canonical form, for a problem; without one it is `Sealed`, known by its record alone.
+
+    A start from other weights comes back as a start at random: files name their parent by its id, they do not hold it.
+    """
+    known = [field.name for field in fields(Spec)]
+    for name in plain:
+        if name != "kind" and name not in known:
+            raise ValueError(f"a spec has no setting {name!r}{_nearest(name, known)}")
+    settings = {name: decode(value) for name, value in plain.items() if name not in ("kind", "problem", "start")}
+    return Spec(problem if problem is not None else Sealed(dict(plain["problem"])), **settings)
+
+
+def _to_bytes(network: Network) -> bytes:
+    from safetensors.torch import save as to_safetensors
+
+    tensors = {name: value.contiguous() for name, value in network.weights.items()}
+    text = json.dumps(network.record, sort_keys=True, separators=(",", ":"))
+    return to_safetensors(tensors, {"format": "pixfit", "schema": str(canonical.SCHEMA), "spec": text})
+
+
+def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if metadata.get("format") != "pixfit" or "spec" not in metadata:
+        raise ModelFileError(f"{path}: a safetensors file, but not one of pixfit's; `pixfit fit` makes those")
+    if int(metadata.get("schema", "0")) > canonical.SCHEMA:
+        raise ModelFileError(f"{path}: made by a newer pixfit (schema {metadata['schema']}); update pixfit to read it")
+    if len(metadata["spec"]) > _LONGEST_JSON:
+        raise ModelFileError(f"{path}: its description is longer than any spec can be; it is damaged")
+    record = json.loads(metadata["spec"])
+    if not isinstance(record, dict):
+        raise ModelFileError(f"{path}: its description is not a spec; it is damaged")
+    sides = record["problem"]["image"]
+    if not all(isinstance(sides[name], int) and 1 <= sides[name] <= 2**24 for name in ("height", "width")) or not (
+        isinstance(sides["channels"], int) and 1 <= sides["channels"] <= 4
+    ):
+        raise ModelFileError(f"{path}: it names a picture of impossible size; it is damaged")
+    return record
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"

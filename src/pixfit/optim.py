@@ -1,0 +1,343 @@
+"""Optimisers and clipping, on stacked weights.
+
+Shape legend: F fits, P parameters of one fit. A stack of fits keeps its weights and gradients as matrices (F, P), so one
+update serves all fits and a learning rate is a vector (F,). Settings are frozen dataclasses; ``start(weights, layout)``
+makes the working object, whose ``tensors()`` and ``scalars()`` are its whole state, for checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixfit.schedules import Constant, Schedule
+
+__all__ = [
+    "OPTIMISERS", "SGD", "Adam", "AdamW", "Entry", "Muon", "Optimiser", "ScheduleFreeAdamW", "Stepper", "clip_rows",
+]  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """Where one named parameter lies in a row of P numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Base of the optimisers' settings.
+
+    Args:
+        lr: learning rate.
+        schedule: its course over the budget.
+        clip_norm: gradients of a fit whose norm is above this are scaled down to it; None: never.
+    """
+
+    lr: float = 1e-4
+    schedule: Schedule = field(default_factory=Constant)
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lr <= 1e6:
+            raise ValueError(f"optimiser.lr is {self.lr}; it must be 0 or more")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"optimiser.clip_norm is {self.clip_norm}; it must be above 0, or null for no clipping")
+
+    def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
+        """The working object for ``weights`` (F, P), which it will update in place."""
+        raise NotImplementedError
+
+
+class Stepper:
+    """A working optimiser. ``update`` changes the weights in place; the state is all in ``tensors`` and ``scalars``."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights
+        self.state: dict[str, Tensor] = {}
+        self.count = 0
+
+    def update(self, gradient: Tensor, lr: Tensor) -> None:
+        """One step. ``gradient``: (F, P); ``lr``: (F, 1), schedule included."""
+        raise NotImplementedError
+
+    def evaluation_weights(self) -> Tensor:
+        """The weights (F, P) that a prediction should use: for most optimisers the trained ones themselves."""
+        return self.weights
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.state
+
+    def scalars(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        """Takes a state that `tensors` and `scalars` gave."""
+        for name, value in self.state.items():
+            value.copy_(tensors[name])
+        self.count = int(scalars["count"])
+
+
+@dataclass(frozen=True)
+class SGD(Optimiser):
+    """Gradient descent with momentum (Nesterov's form if asked)."""
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimiser.momentum is {self.momentum}; it must be 0 up to 1")
+        if self.nesterov and not self.momentum:
+            raise ValueError("optimiser.nesterov is a form of momentum; set optimiser.momentum above 0, such as 0.9")
+
+    def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
+        return _SGDStepper(self, weights)
+
+
+class _SGDStepper(Stepper):
+    def __init__(self, settings: SGD, weights: Tensor) -> None:
+        super().__init__(weights)
+        self.settings = settings
+        self.state = {"momentum": torch.zeros_like(weights)} if settings.momentum else {}
+
+    def update(self, gradient: Tensor, lr: Tensor) -> None:
+        self.count += 1
+        if self.settings.momentum:
+            momentum = self.state["momentum"].mul_(self.settings.momentum).add_(gradient)
+            gradient = gradient + self.settings.momentum * momentum if self.settings.nesterov else momentum
+        self.weights.sub_(gradient * lr)
+
+
+@dataclass(frozen=True)
+class Adam(Optimiser):
+    """Adam (Kingma and Ba 2015) with bias correction and no weight decay."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_betas(self.betas)
+
+    def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
+        return _AdamStepper(weights, self.betas, self.eps, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    weight_decay: float = 0.01
+
+    def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
+        return _AdamStepper(weights, self.betas, self.eps, self.weight_decay)
+
+
+class _AdamStepper(Stepper):
+    def __init__(self, weights: Tensor, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+        super().__init__(weights)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.state = {"first": torch.zeros_like(weights), "second": torch.zeros_like(weights)}
+        self._work = torch.empty_like(weights)
+
+    def update(self, gradient: Tensor, lr: Tensor) -> None:
+        self.count += 1
+        beta1, beta2 = self.betas
+        if self.weight_decay:
+            self.weights.mul_(1 - lr * self.weight_decay)
+        first = self.state["first"].lerp_(gradient, 1 - beta1)
+        second = self.state["second"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        torch.sqrt(second, out=self._work)
+        self._work.div_(math.sqrt(1 - beta2**self.count)).add_(self.eps)
+        torch.div(first, self._work, out=self._work)
+        self.weights.sub_(self._work.mul_(lr / (1 - beta1**self.count)))
+
+
+@dataclass(frozen=True)
+class ScheduleFreeAdamW(Optimiser):
+    """Schedule-free AdamW (Defazio et al. 2024), by the authors' package ``schedulefree``.
+
+    It needs no decay of the learning rate; predictions use the running average x of the iterates, training the point y
+    between. Give the schedule `Constant`: the warm-up is the package's own, in steps.
+    """
+
+    lr: float = 2.5e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_betas(self.betas)
+        if not self.betas[0]:
+            raise ValueError("optimiser.betas[0] is 0; schedule-free averaging needs it above 0, such as 0.9")
+        if self.schedule != Constant():
+            raise ValueError("ScheduleFreeAdamW takes the schedule Constant() without warm-up; use optimiser.warmup_steps")
+
+    def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
+        return _ScheduleFreeStepper(self, weights)
+
+
+class _ScheduleFreeStepper(Stepper):
+    """One package optimiser a row, since its averaging weights depend on the learning rate of the fit."""
+
+    def __init__(self, settings: ScheduleFreeAdamW, weights: Tensor) -> None:
+        import schedulefree
+
+        super().__init__(weights)
+        self._settings = settings
+        self._rows = [torch.nn.Parameter(row) for row in weights]
+        self._optimisers = [
+            schedulefree.AdamWScheduleFree(
+                [row], lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay,
+                warmup_steps=settings.warmup_steps, foreach=False,
+            )
+            for row in self._rows
+        ]  # fmt: skip
+        self.state = {"z": weights.clone(), "exp_avg_sq": torch.zeros_like(weights)}
+        for optimiser, row, z, second in zip(self._optimisers, self._rows, *self.state.values(), strict=True):
+            optimiser.train()
+            optimiser.state[row] = {"z": z, "exp_avg_sq": second}  # rows of our own, so that the state is (F, P) too
+
+    def update(self, gradient: Tensor, lr: Tensor) -> None:
+        self.count += 1
+        for optimiser, row, slope, rate in zip(self._optimisers, self._rows, gradient, lr[:, 0].tolist(), strict=True):
+            optimiser.param_groups[0]["lr"] = rate
+            row.grad = slope
+            optimiser.step()
+            row.grad = None
+
+    def evaluation_weights(self) -> Tensor:
+        """x, computed beside y: the package's own switch works in place and would round y at every look."""
+        averages = []
+        for optimiser, row in zip(self._optimisers, self._rows, strict=True):
+            kept = row.detach().clone()
+            optimiser.eval()
+            averages.append(row.detach().clone())
+            row.data.copy_(kept)
+            optimiser.param_groups[0]["train_mode"] = True
+        return torch.stack(averages)
+
+    def scalars(self) -> dict[str, Any]:
+        names = ("k", "lr_max", "weight_sum", "scheduled_lr")
+        groups = [{n: o.param_groups[0][n] for n in names if n in o.param_groups[0]} for o in self._optimisers]
+        return {"count": self.count, "groups": groups}
+
+    def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        super().restore(tensors, scalars)
+        for optimiser, group in zip(self._optimisers, scalars["groups"], strict=True):
+            optimiser.param_groups[0].update(group)
+
+
+@dataclass(frozen=True)
+class Muon(Optimiser):
+    """Muon (Jordan et al. 2024) on the hidden matrices, AdamW on all else.
+
+    The momentum of each hidden matrix (``….layers.K.weight``, neither the first nor the last of its list of layers) is
+    orthogonalised by five Newton–Schulz steps in bfloat16, and scaled by √max(1, rows/columns).
+
+    Args:
+        lr: of the hidden matrices.
+        momentum: of the hidden matrices; Nesterov's form.
+        adam_lr: of all other parameters; the schedule and warm-up work on both.
+        betas, eps, weight_decay: of AdamW; the decay is used on all parameters with their own rate.
+    """
+
+    lr: float = 0.02
+    momentum: float = 0.95
+    adam_lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_betas(self.betas)
+        if not self.lr:
+            raise ValueError("optimiser.lr is 0; Muon needs it above 0, since adam_lr follows the schedule through it")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimiser.momentum is {self.momentum}; it must be 0 up to 1")
+
+    def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
+        return _MuonStepper(self, weights, layout)
+
+
+class _MuonStepper(Stepper):
+    def __init__(self, settings: Muon, weights: Tensor, layout: list[Entry]) -> None:
+        super().__init__(weights)
+        self._settings = settings
+        self._hidden = _hidden_matrices(layout)
+        # Parameters that Adam leaves alone have a zero gradient there, so its moments stay zero and nothing moves.
+        self._others = torch.ones(weights.shape[1], device=weights.device, dtype=weights.dtype)
+        for entry in self._hidden:
+            self._others[entry.start : entry.stop] = 0
+        self._adam = _AdamStepper(weights, settings.betas, settings.eps, weight_decay=0.0)
+        self.state = {"momentum": torch.zeros_like(weights), **self._adam.state}
+
+    def update(self, gradient: Tensor, lr: Tensor) -> None:
+        settings = self._settings
+        self.count += 1
+        momentum = self.state["momentum"].lerp_(gradient, 1 - settings.momentum)
+        adam_lr = lr * (settings.adam_lr / settings.lr)
+        if settings.weight_decay:
+            rates = torch.where(self._others > 0, adam_lr, lr)
+            self.weights.mul_(1 - rates * settings.weight_decay)
+        self._adam.update(gradient * self._others, adam_lr)
+        for entry in self._hidden:
+            part = slice(entry.start, entry.stop)
+            step = torch.lerp(gradient[:, part], momentum[:, part], settings.momentum).reshape(-1, *entry.shape)
+            step = _orthogonal(step) * max(1.0, entry.shape[0] / entry.shape[1]) ** 0.5
+            self.weights[:, part].sub_(step.reshape(-1, part.stop - part.start) * lr)
+
+    def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        super().restore(tensors, scalars)
+        self._adam.count = self.count
+
+
+def _hidden_matrices(layout: list[Entry]) -> list[Entry]:
+    lists: dict[str, list[Entry]] = {}
+    for entry in layout:
+        layer = re.fullmatch(r"(.*\blayers\.)\d+\.weight", entry.name)
+        if layer and len(entry.shape) == 2:
+            lists.setdefault(layer[1], []).append(entry)
+    return [entry for matrices in lists.values() for entry in matrices[1:-1]]
+
+
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """Newton–Schulz: (F, rows, columns) to roughly orthogonal ones, with the quintic's published coefficients."""
+    x = matrices.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+OPTIMISERS: dict[str, type[Optimiser]] = {
+    "SGD": SGD, "Adam": Adam, "AdamW": AdamW, "ScheduleFreeAdamW": ScheduleFreeAdamW, "Muon": Muon,
+}  # fmt: skip
+
+
+def clip_rows(gradient: Tensor, limit: float) -> None:
+    """Scales each row of (F, P) whose norm is above ``limit`` down to it, in place."""
+    norms = gradient.norm(dim=1, keepdim=True)
+    gradient.mul_((limit / (norms + 1e-6)).clamp(max=1.0))
+
+
+def _check_betas(betas: tuple[float, float]) -> None:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"optimiser.betas is {betas}; it must be two numbers from 0 up to 1")

@@ -1,0 +1,194 @@
+"""Named presets: functions that take a problem and return a spec. A variant changes two fields.
+
+`get` looks one up by name or reads one from a JSON file, and `configure` changes settings by dotted names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pixfit import modelfile
+from pixfit.models import Coordinates, Experts, Finer, Fourier, Gabor, Mlp, Siren, Wire
+from pixfit.optim import Adam, AdamW, Muon, ScheduleFreeAdamW
+from pixfit.problem import Problem
+from pixfit.schedules import Constant, Cosine
+from pixfit.spec import Batches, Spec
+from pixfit.stopping import Budget, Steps
+
+__all__ = ["RECIPES", "Recipe", "RecipeError", "configure", "describe", "get"]
+
+Recipe = Callable[[Problem], Spec]
+
+
+class RecipeError(ValueError):
+    """A recipe, file or setting that does not exist or does not fit; the text says what is allowed."""
+
+
+def fast(problem: Problem) -> Spec:
+    """A good picture in seconds on a laptop: Fourier features, LayerNorm and Muon on small batches of pixels."""
+    _, height, width = problem.shape
+    model = Mlp(
+        hidden_layers=2,
+        hidden_features=192,
+        encoding=Fourier(features=256, freq_scale=0.03 * math.sqrt(height * width)),
+        norm="layer",
+        output="sigmoid",
+        coordinates=Coordinates(range="unit"),
+    )
+    optimiser = Muon(lr=0.02, adam_lr=3e-3, schedule=Cosine(warmup=0.02))
+    return Spec(problem, model, optimiser=optimiser, batches=Batches(pixels=2048), budget=Steps(1500), precision="bfloat16")
+
+
+def siren_2020(problem: Problem) -> Spec:
+    """SIREN as published (Sitzmann et al. 2020): 256 features, five sine layers, full batches, Adam 1e-4."""
+    model = Siren(hidden_layers=4, hidden_features=256, coordinates=Coordinates(alignment="corner"))
+    return Spec(problem, model, optimiser=Adam(lr=1e-4), budget=Steps(500))
+
+
+def finer_2024(problem: Problem) -> Spec:
+    """FINER (Liu et al. 2024): SIREN with variable-periodic sines, which reach higher frequencies; Adam 5e-4."""
+    model = Finer(hidden_layers=4, hidden_features=256, coordinates=Coordinates(alignment="corner"))
+    return Spec(problem, model, optimiser=Adam(lr=5e-4, schedule=Cosine(final=0.1)), budget=Steps(500))
+
+
+def wire_2023(problem: Problem) -> Spec:
+    """WIRE (Saragadam et al. 2023): complex Gabor wavelets as activations; Adam 5e-3 with decay."""
+    model = Wire(hidden_layers=2, hidden_features=181, coordinates=Coordinates(alignment="corner"))
+    return Spec(problem, model, optimiser=Adam(lr=5e-3, schedule=Cosine(final=0.1)), budget=Steps(500))
+
+
+def climb_baseline(problem: Problem) -> Spec:
+    """The first step of the published recipe climb: 64 Fourier features, four linear maps of 256, ReLU, AdamW 1e-4."""
+    model = Mlp(
+        hidden_layers=2,
+        hidden_features=256,
+        encoding=Fourier(features=64),
+        experts=Experts(count=1, gate_norm="layer"),
+        coordinates=_CLIMB,
+    )
+    return Spec(problem, model, optimiser=AdamW(lr=1e-4), batches=Batches(4096), budget=Budget(epochs=200, seconds=180))
+
+
+def climb_final(problem: Problem) -> Spec:
+    """The last step of the published recipe climb (47.15 dB in 3 minutes on a GPU): two Gabor experts of 1024. For a GPU."""
+    model = Mlp(
+        hidden_layers=3,
+        hidden_features=1024,
+        encoding=Gabor(features=256, freq_scale=80.0, sigma="code"),
+        norm="layer",
+        experts=Experts(count=2, gate_norm="layer"),
+        coordinates=_CLIMB,
+    )
+    optimiser = ScheduleFreeAdamW(lr=4e-4, schedule=Constant())
+    return Spec(problem, model, optimiser=optimiser, batches=Batches(4096), budget=Budget(epochs=200, seconds=180))
+
+
+_CLIMB = Coordinates(alignment="corner", range="unit")
+
+RECIPES: dict[str, Recipe] = {
+    "fast": fast,
+    "siren-2020": siren_2020,
+    "climb-baseline": climb_baseline,
+    "climb-final": climb_final,
+    "finer-2024": finer_2024,
+    "wire-2023": wire_2023,
+}
+
+
+def get(name: str) -> Recipe:
+    """A recipe by its name, or from a JSON file: the canonical form of a spec, whose problem and start are ignored.
+
+    Raises:
+        RecipeError: no such recipe or file, or a file that is not one; with the nearest name.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if not path.is_file():
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(RECIPES)}, or give a JSON file"
+        raise RecipeError(f"no recipe or file is called {name!r}; {hint}")
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+        if not isinstance(plain, dict) or "model" not in plain:
+            raise ValueError("a recipe is a JSON object with at least a model, as `pixfit recipes fast` prints one")
+        modelfile.decode({name: value for name, value in plain.items() if name == "model"}["model"])
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not a recipe ({error})") from None
+
+    def from_file(problem: Problem) -> Spec:
+        try:
+            return modelfile.decode_spec(plain, problem)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"{path}: {error}") from None
+
+    return from_file
+
+
+def describe(name: str) -> str:
+    """One sentence on a recipe."""
+    return (RECIPES[name].__doc__ or "").strip()
+
+
+def configure(spec: Spec, settings: Mapping[str, Any], *, recipe: str = "this recipe") -> Spec:
+    """The spec with settings changed by dotted names, such as ``{"model.hidden_features": "128"}``.
+
+    Values may be texts as typed on a command line: numbers, ``true``, ``null`` and lists are read as JSON, and the name
+    of a class (``optimiser=AdamW``) puts that class with its defaults in place.
+
+    Raises:
+        RecipeError: a name that does not exist (with the nearest one), or a value that the setting refuses.
+    """
+    plain = json.loads(json.dumps(spec.plain))
+    for dotted, value in settings.items():
+        _change(plain, dotted, _value(value), recipe)
+    try:
+        changed = modelfile.decode_spec(plain, spec.problem if isinstance(spec.problem, Problem) else None)
+        return dataclasses.replace(changed, start=spec.start)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{error}") from None
+
+
+def _change(plain: dict[str, Any], dotted: str, value: Any, recipe: str) -> None:
+    *path, last = dotted.split(".")
+    place = plain
+    for depth, name in enumerate([*path, last]):
+        known = [key for key in place if key != "kind" and not (depth == 0 and key in ("problem", "start"))]
+        if name not in known:
+            names = _dotted(plain)
+            close = difflib.get_close_matches(dotted, names, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+            raise RecipeError(f"no setting {dotted!r} in recipe {recipe!r}; {hint}")
+        if depth < len(path):
+            if not isinstance(place[name], dict):
+                raise RecipeError(f"{'.'.join(path[: depth + 1])!r} is {place[name]!r} and has no settings of its own")
+            place = place[name]
+    if isinstance(place[last], dict) and isinstance(value, str):
+        value = {"kind": value}
+    place[last] = value
+
+
+def _dotted(plain: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key, value in plain.items():
+        if key == "kind" or (not prefix and key in ("problem", "start")):
+            continue
+        names.append(prefix + key)
+        if isinstance(value, dict):
+            names += _dotted(value, f"{prefix}{key}.")
+    return names
+
+
+def _value(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

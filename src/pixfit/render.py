@@ -1,0 +1,140 @@
+"""A network to pixels, at any size, band by band, so that memory does not grow with the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pixfit import images, kernels, modelfile
+from pixfit.modelfile import Network
+from pixfit.result import Result
+
+__all__ = ["Frame", "bands", "frame", "render", "write"]
+
+_POINTS = 2**16  # samples that pass through the network at a time
+_LARGEST = 2**40  # samples of one render
+
+Region = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Which samples to render: ``height`` × ``width`` of them over ``region`` (x, y, w, h) in source pixels."""
+
+    height: int
+    width: int
+    region: Region
+
+
+def frame(
+    network: Network, *, scale: float | None = None, size: tuple[int, int] | None = None, region: Region | None = None
+) -> Frame:
+    """The samples that a scale, a size or a region ask for.
+
+    Args:
+        scale: output samples per source pixel along each axis; 1 without a size.
+        size: (width, height) of the output instead of a scale.
+        region: (x, y, w, h) in source pixels; the whole picture by default.
+
+    Raises:
+        ValueError: both a scale and a size, numbers that are not positive, or a region outside the picture.
+    """
+    _, height, width = network.shape
+    x, y, w, h = region if region is not None else (0, 0, width, height)
+    if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
+        raise ValueError(f"region {x:g},{y:g},{w:g},{h:g} is not inside the {width}×{height} picture; give X,Y,W,H in its pixels")
+    if scale is not None and size is not None:
+        raise ValueError("give either a scale or a size, not both")
+    if size is None:
+        factor = 1.0 if scale is None else scale
+        if not 0 < factor <= 2**20:
+            raise ValueError(f"scale is {factor:g}; it must be above 0 and at most {2**20}")
+        size = (max(1, round(w * factor)), max(1, round(h * factor)))
+    if not (size[0] >= 1 and size[1] >= 1 and size[0] * size[1] <= _LARGEST):
+        raise ValueError(f"size {size[0]}×{size[1]} cannot be rendered; sides are 1 or more, and at most 2^40 pixels in all")
+    return Frame(size[1], size[0], (x, y, w, h))
+
+
+@torch.no_grad()
+def bands(network: Network, wanted: Frame, *, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """The picture from top to bottom in bands (C, rows, W), float32, not clamped.
+
+    A band depends on its place alone: any two ways to cut one picture give the same samples but for rounding.
+    """
+    channels, height, width = network.shape
+    module = network.module(device=device)
+    dtype = next(iter(network.weights.values())).dtype
+    rows, columns = network.model.coordinates.axes(
+        height, width, region=wanted.region, samples=(wanted.height, wanted.width), dtype=dtype, device=device
+    )
+    tall = max(1, _POINTS // wanted.width)
+    widest = max(max(value.shape, default=1) for value in network.weights.values())
+    kernel = kernels.kernel_name(torch.device(device), widest)
+    for top in range(0, wanted.height, tall):
+        part = rows[top : top + tall]
+        with kernels.fast_matmul(kernel):
+            strips = [module(network.model.coordinates.mesh(part, strip)).float().cpu() for strip in columns.split(_POINTS)]
+        outputs = [strip.reshape(len(part), -1, channels) for strip in strips]
+        yield network.model.to_pixels(torch.cat(outputs, dim=1)).permute(2, 0, 1)
+
+
+def render(
+    source: Network | Result | str | Path,
+    *,
+    scale: float | None = None,
+    size: tuple[int, int] | None = None,
+    region: Region | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The picture (C, H, W) of a network, a finished fit or a model file, float32, not clamped.
+
+    Arguments and errors are those of `frame`; a model file may raise `modelfile.ModelFileError`.
+    """
+    network = _network(source)
+    return torch.cat(list(bands(network, frame(network, scale=scale, size=size, region=region), device=device)), dim=1)
+
+
+def write(
+    source: Network | Result | str | Path,
+    path: str | Path,
+    *,
+    scale: float | None = None,
+    size: tuple[int, int] | None = None,
+    region: Region | None = None,
+    bit_depth: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Frame:
+    """Renders straight into a PNG or TIFF file of any size; other formats are rendered whole first.
+
+    Args:
+        bit_depth: 8 or 16; by default that of the picture which was fitted.
+        progress: is told the fraction that is done, from 0 to 1.
+    """
+    network = _network(source)
+    wanted = frame(network, scale=scale, size=size, region=region)
+    path = Path(path)
+    streamed = path.suffix.lower() in (".png", ".tif", ".tiff")
+    depth = bit_depth or (16 if network.bit_depth > 8 and streamed else 8)
+    if not streamed:
+        images.save(render(network, size=(wanted.width, wanted.height), region=wanted.region, device=device).clamp(0, 1), path, bit_depth=bit_depth)
+        progress(1.0)
+        return wanted
+    channels = network.shape[0]
+    done = 0
+    with images.BandWriter(path, width=wanted.width, height=wanted.height, channels=channels, bit_depth=depth) as writer:
+        for band in bands(network, wanted, device=device):
+            writer.write(band.clamp(0, 1))
+            done += band.shape[1]
+            progress(done / wanted.height)
+    return wanted
+
+
+def _network(source: Network | Result | str | Path) -> Network:
+    if isinstance(source, Network):
+        return source
+    return Network.of(source) if isinstance(source, Result) else modelfile.load(source)

@@ -1,0 +1,378 @@
+"""From a list of specs to a list of results: skip what is finished, parents first, checkpoint, store.
+
+This is the module that knows everything: it resolves starts, builds the watcher that knows the truth, and calls the
+engine, which sees neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import overload
+
+import torch
+from torch import Tensor
+
+import pixfit
+
+from pixfit import engine, metrics, render, starts
+from pixfit.problem import Problem, stream
+from pixfit.result import Result, Status
+from pixfit.spec import Record, Spec
+from pixfit.store import Store
+
+__all__ = ["Progress", "choose_device", "fit"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fit is: what ``on_progress`` gets, about ten times a second.
+
+    Args:
+        spec: of the fit; the first one of a stack.
+        step, fraction: updates made, and the part of the budget that is spent, in [0, 1].
+        loss: of the last step.
+        psnr: in dB against the truth at the last point of the curve, on a sample of pixels; None before.
+        seconds: of wall time since the fit began in this program.
+    """
+
+    spec: Spec
+    step: int
+    fraction: float
+    loss: float
+    psnr: float | None
+    seconds: float
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The device to compute on: the one named, or a GPU where there is one, or the CPU.
+
+    Raises:
+        ValueError: a device that this machine does not have.
+    """
+    if device in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)  # type: ignore[arg-type]
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); give cpu, or cuda on a machine with a GPU") from None
+    return chosen
+
+
+@overload
+def fit(specs: Spec, store: Store | None = None, *, device: str | torch.device | None = None, record: Record | None = None,
+        on_progress: Callable[[Progress], None] | None = None, again: bool = False, names: Mapping[str, str] | None = None,
+        recipe: str = "") -> Result: ...  # fmt: skip
+@overload
+def fit(specs: Sequence[Spec], store: Store | None = None, *, device: str | torch.device | None = None,
+        record: Record | None = None, on_progress: Callable[[Progress], None] | None = None, again: bool = False,
+        names: Mapping[str, str] | None = None, recipe: str = "") -> list[Result]: ...  # fmt: skip
+def fit(
+    specs: Spec | Sequence[Spec],
+    store: Store | None = None,
+    *,
+    device: str | torch.device | None = None,
+    record: Record | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    again: bool = False,
+    names: Mapping[str, str] | None = None,
+    recipe: str = "",
+) -> Result | list[Result]:
+    """Fits one spec, or a list of them, and returns one result for each in order.
+
+    Parents named by starts are fitted first, each once. With a store, finished fits are taken from it, others are
+    checkpointed about once a minute, and a fit that was killed goes on where it was. Ctrl-C ends the running fits with
+    the status ``cancelled`` and keeps their checkpoints.
+
+    Args:
+        specs: what to fit.
+        store: where finished fits are kept; None keeps nothing.
+        device: ``"cpu"``, ``"cuda"``, …; by default a GPU where there is one.
+        record: what to write down on the way.
+        on_progress: is told how far it is.
+        again: fit anew what is finished, too.
+        names, recipe: labels for the store's list, by spec id.
+
+    Raises:
+        ValueError: a single spec that cannot be fitted. In a list a failure is a result with the status ``failed``.
+    """
+    wanted = [specs] if isinstance(specs, Spec) else list(specs)
+    runner = _Runner(store, choose_device(device), record or Record(), on_progress, dict(names or {}), recipe)
+    with _interruptible() as interrupted:
+        results = runner.run(wanted, again=again, interrupted=interrupted, strict=isinstance(specs, Spec))
+    return results[specs.id] if isinstance(specs, Spec) else [results[spec.id] for spec in wanted]
+
+
+@dataclass
+class _Runner:
+    store: Store | None
+    device: torch.device
+    record: Record
+    on_progress: Callable[[Progress], None] | None
+    names: dict[str, str]
+    recipe: str
+
+    def run(self, wanted: Sequence[Spec], *, again: bool, interrupted: Callable[[], bool], strict: bool) -> dict[str, Result]:
+        results: dict[str, Result] = {}
+        order, keep = _parents_first(wanted)
+        for spec in order:
+            found = None if again or self.store is None else self.store.get(spec)
+            if found is not None and found.status.finished and set(keep[spec.id]) <= set(found.kept):
+                results[spec.id] = _with_estimate(found, self.device)
+        waiting = [spec for spec in order if spec.id not in results]
+        while waiting:
+            ready = [spec for spec in waiting if _parent(spec) is None or _parent_id(spec) in results]
+            for group in self._groups(ready, results, keep, strict=strict):
+                self._fit_group(group, results, keep, interrupted, strict=strict)
+            waiting = [spec for spec in waiting if spec.id not in results]
+        return results
+
+    def _groups(
+        self, ready: Sequence[Spec], results: dict[str, Result], keep: Mapping[str, tuple[int, ...]], *, strict: bool
+    ) -> list[list[tuple[Spec, engine.Job]]]:
+        """Stacks of fits: alone on a CPU, where stacking gains nothing; together on a GPU where their shapes allow."""
+        groups: dict[str, list[tuple[Spec, engine.Job]]] = {}
+        for spec in ready:
+            try:
+                job = _job(spec, results, keep[spec.id])
+            except Exception as error:
+                if strict:
+                    raise
+                self._file(_failure(spec, error, self.device), results)
+                continue
+            key = spec.id if self.device.type == "cpu" else engine.stack_key(job)
+            groups.setdefault(key, []).append((spec, job))
+        return list(groups.values())
+
+    def _fit_group(
+        self,
+        group: Sequence[tuple[Spec, engine.Job]],
+        results: dict[str, Result],
+        keep: Mapping[str, tuple[int, ...]],
+        interrupted: Callable[[], bool],
+        *,
+        strict: bool,
+    ) -> None:
+        specs, jobs = [spec for spec, _ in group], [job for _, job in group]
+        if interrupted():
+            for spec in specs:
+                results[spec.id] = Result(spec, Status.CANCELLED, "interrupted before it began", {}, device=str(self.device))
+            return
+        key = specs[0].id if len(specs) == 1 else hashlib.sha256("/".join(s.id for s in specs).encode()).hexdigest()[:20]
+        watch = _Watch(specs, self.store, self.on_progress, self.record.points, self.names)
+        try:
+            outcomes = None
+            resumed = self._resumed(key, watch)
+            for state in engine.fit(
+                jobs, device=self.device, watch=watch, every=self.record.every, state=resumed, interrupt=interrupted
+            ):
+                outcomes = state.outcomes
+                if self.store is not None and (outcomes is None or any(o.verdict == "cancelled" for o in outcomes)):
+                    self.store.save_checkpoint(key, state.tensors, {**state.scalars, "watch": watch.scalars()})
+            assert outcomes is not None
+            for index, (spec, outcome) in enumerate(zip(specs, outcomes, strict=True)):
+                self._file(_result(spec, outcome, watch.curve(index), self.device), results)
+        except Exception as error:
+            if strict:
+                raise
+            for spec in specs:
+                if spec.id not in results:
+                    self._file(_failure(spec, error, self.device), results)
+
+    def _resumed(self, key: str, watch: _Watch) -> engine.State | None:
+        """The state of an interrupted run of the same fit; a damaged one is an error, never silently begun anew."""
+        found = None if self.store is None else self.store.load_checkpoint(key)
+        if found is None:
+            return None
+        tensors, scalars = found
+        if self.store is not None and (done := self.store.get(watch.specs[0])) is not None and done.status.finished:
+            return None  # fitted again on request: the checkpoint is of the earlier run
+        watch.restore(scalars.pop("watch"))
+        return engine.State(int(scalars["step"]), tensors, scalars)
+
+    def _file(self, result: Result, results: dict[str, Result]) -> None:
+        results[result.id] = result
+        if self.store is not None:
+            self.store.put(result, name=self.names.get(result.id, ""), recipe=self.recipe)
+
+
+class _Watch:
+    """Knows the truth, draws the curve, passes progress on. The engine reads nothing that it returns."""
+
+    def __init__(
+        self,
+        specs: Sequence[Spec],
+        store: Store | None,
+        on_progress: Callable[[Progress], None] | None,
+        points: int,
+        names: Mapping[str, str],
+    ) -> None:
+        self.specs, self._store, self._on_progress, self._names = specs, store, on_progress, names
+        problem = specs[0].problem
+        pixels = problem.shape[1] * problem.shape[2]
+        order = torch.randperm(pixels, generator=stream(0, "curve")) if pixels > points else torch.arange(pixels)
+        self._index = order[:points].sort().values
+        truths = [spec.problem.image.data for spec in specs if isinstance(spec.problem, Problem)]
+        self._truth = torch.stack([truth.flatten(1).T[self._index] for truth in truths]).double()
+        self._steps: list[int] = []
+        self._psnr: list[list[float]] = []
+        self._began = time.monotonic()
+        self._noted = -math.inf
+
+    def look(self, moment: engine.Moment) -> None:
+        if self._steps and moment.step <= self._steps[-1]:
+            return  # a resumed fit shows its first step again
+        predicted = moment.predict(self._index).double().cpu().clamp(0, 1)
+        errors = (predicted - self._truth).square().mean(dim=(1, 2))
+        self._steps.append(moment.step)
+        self._psnr.append([metrics.psnr_of_mse(e) if math.isfinite(e) else math.nan for e in errors.tolist()])
+
+    def tick(self, step: int, fraction: float, losses: Sequence[float]) -> None:
+        psnr = self._psnr[-1][0] if self._psnr else None
+        seconds = time.monotonic() - self._began
+        if self._store is not None and seconds - self._noted >= 1.0:
+            self._noted = seconds
+            for index, spec in enumerate(self.specs):
+                level = self._psnr[-1][index] if self._psnr else None
+                loss = losses[index] if math.isfinite(losses[index]) else None
+                self._store.note_flight(spec.id, self._names.get(spec.id, ""), step, fraction, loss, level)
+        if self._on_progress is not None:
+            self._on_progress(Progress(self.specs[0], step, fraction, losses[0], psnr, seconds))
+
+    def curve(self, index: int) -> dict[str, Tensor]:
+        levels = [row[index] for row in self._psnr]
+        return {"psnr_step": torch.tensor(self._steps), "psnr": torch.tensor(levels, dtype=torch.float32)}
+
+    def scalars(self) -> dict[str, object]:
+        return {"steps": self._steps, "psnr": [[str(level) for level in row] for row in self._psnr]}
+
+    def restore(self, scalars: Mapping[str, list[object]]) -> None:
+        self._steps = [int(str(step)) for step in scalars["steps"]]
+        self._psnr = [[float(level) for level in row] for row in scalars["psnr"]]  # type: ignore[attr-defined]
+
+
+def _parents_first(wanted: Sequence[Spec]) -> tuple[list[Spec], dict[str, tuple[int, ...]]]:
+    """Every spec to fit, parents before children, each once; and the steps that each must keep for its children."""
+    order: dict[str, Spec] = {}
+    keep: dict[str, set[int]] = {}
+
+    def add(spec: Spec) -> None:
+        chain = [spec]
+        while (parent := _parent(chain[-1])) is not None:
+            chain.append(parent)
+        for child in chain:
+            keep.setdefault(child.id, set())
+            if (parent := _parent(child)) is not None and child.start.step is not None:
+                keep.setdefault(parent.id, set()).add(child.start.step)
+        for item in reversed(chain):
+            order.setdefault(item.id, item)
+
+    for spec in wanted:
+        add(spec)
+    return list(order.values()), {identity: tuple(sorted(steps)) for identity, steps in keep.items()}
+
+
+def _parent(spec: Spec) -> Spec | None:
+    return spec.start.weights if isinstance(spec.start.weights, Spec) else None
+
+
+def _parent_id(spec: Spec) -> str:
+    parent = _parent(spec)
+    assert parent is not None
+    return parent.id
+
+
+def _job(spec: Spec, results: Mapping[str, Result], keep: tuple[int, ...]) -> engine.Job:
+    if not isinstance(spec.problem, Problem):
+        raise ValueError("this spec was read from a file, which never holds the picture; give it a problem")
+    fresh = spec.model.build(2, spec.problem.shape[0], generator=stream(spec.seed, "weights")).state_dict()
+    source = _source(spec, results)
+    weights = fresh if source is None else starts.merge(fresh, source, layers=spec.start.layers)
+    return engine.Job(spec, spec.problem.view, weights, spec.start.mask, keep)
+
+
+def _source(spec: Spec, results: Mapping[str, Result]) -> Mapping[str, Tensor] | None:
+    """The tensors that the start names; None for a random start."""
+    named = spec.start.weights
+    if isinstance(named, Spec):
+        parent = results[named.id]
+        if not parent.weights:
+            raise ValueError(f"its start {named.id} has no weights: it is {parent.status.value} ({parent.reason})")
+        if spec.start.step is None:
+            return parent.weights
+        if spec.start.step not in parent.kept:
+            raise ValueError(f"its start {named.id} ended after {parent.steps} steps and never reached step {spec.start.step}")
+        return parent.kept[spec.start.step]
+    return None if named is None else dict(named.tensors)
+
+
+def _result(spec: Spec, outcome: engine.Outcome, curve: Mapping[str, Tensor], device: torch.device) -> Result:
+    began = time.monotonic()
+    result = Result(
+        spec=spec, status=Status(outcome.verdict), reason=outcome.reason, weights=outcome.weights, steps=outcome.steps,
+        epochs=outcome.epochs, seconds=outcome.seconds, process_seconds=outcome.process_seconds,
+        curves={"loss": outcome.losses, **curve}, kept=outcome.kept, device=str(device), kernel=outcome.kernel,
+        threads=torch.get_num_threads(), versions=_versions(),
+    )  # fmt: skip
+    result = _with_estimate(result, device)
+    scores: dict[str, float | None] = {"psnr_measured": outcome.psnr_measured}
+    if result.estimate is not None and isinstance(spec.problem, Problem):
+        truth = spec.problem.image.data
+        scores |= {
+            "psnr": metrics.psnr(result.estimate, truth),
+            "psnr_8bit": metrics.psnr_8bit(result.estimate, truth),
+            "ssim": metrics.ssim(result.estimate, truth),
+        }
+    return replace(result, metrics=scores, evaluation_seconds=outcome.evaluation_seconds + time.monotonic() - began)
+
+
+def _with_estimate(result: Result, device: torch.device) -> Result:
+    if not result.weights or not all(bool(value.isfinite().all()) for value in result.weights.values()):
+        return result
+    return replace(result, estimate=render.render(result, device=device))
+
+
+def _failure(spec: Spec, error: Exception, device: torch.device) -> Result:
+    return Result(spec, Status.FAILED, f"{type(error).__name__}: {error}", {}, device=str(device), versions=_versions())
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "pixfit": pixfit.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Lets the first Ctrl-C end the fits in good order; the second one ends the program. Main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, stack: FrameType | None) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+

@@ -1,0 +1,168 @@
+"""A fit as a value: everything that decides its numbers, and the id made from it.
+
+What to record on the way stands beside it (`Record`), because looking at a fit must not change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from pixfit import canonical
+from pixfit.losses import MSE, Loss
+from pixfit.models import Model
+from pixfit.optim import Adam, Optimiser
+from pixfit.problem import Problem, Sealed
+from pixfit.starts import Start
+from pixfit.stopping import Budget, Never, Steps, Stopping
+
+__all__ = [
+    "ESTIMATES", "Batches", "BestHeldOut", "Estimate", "Kernel", "Last", "MovingAverage", "Precision", "Record", "Spec",
+]  # fmt: skip
+
+Precision = Literal["float32", "float64", "bfloat16"]
+Kernel = Literal["auto", "torch"]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Which samples a step sees.
+
+    Args:
+        pixels: so many pixels, drawn without replacement until an epoch has seen each once (its last batch may be
+            smaller); None: all of them in every step.
+    """
+
+    pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pixels is not None and self.pixels < 1:
+            raise ValueError(f"batches.pixels is {self.pixels}; it must be 1 or more, or null for full batches")
+
+    def steps_per_epoch(self, samples: int) -> int:
+        return 1 if self.pixels is None else -(-samples // self.pixels)
+
+
+class Estimate:
+    """Base of the rules that say which weights of a finished fit are its answer."""
+
+
+@dataclass(frozen=True)
+class Last(Estimate):
+    """The weights after the last step."""
+
+
+@dataclass(frozen=True)
+class MovingAverage(Estimate):
+    """The exponential moving average of the weights: ``decay`` of the old and 1 − ``decay`` of the new at each step."""
+
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"estimate.decay is {self.decay}; it must be 0 up to 1")
+
+
+@dataclass(frozen=True)
+class BestHeldOut(Estimate):
+    """The weights with the least error on the problem's held-out pixels, looked at every ``every`` steps."""
+
+    every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"estimate.every is {self.every}; it must be 1 or more steps")
+
+
+ESTIMATES: dict[str, type[Estimate]] = {"Last": Last, "MovingAverage": MovingAverage, "BestHeldOut": BestHeldOut}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What to write down during a fit. It never changes the fit's numbers and is not in its id.
+
+    Args:
+        every: steps between two points of the PSNR curve; None: about 60 points, however long the fit is.
+        points: pixels in the fixed random sample on which that curve is measured. The final score uses all pixels.
+        keep: steps whose weights are kept, for starts and films (0 is the start).
+    """
+
+    every: int | None = None
+    points: int = 16384
+    keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """One fit.
+
+    Args:
+        problem: what is fitted.
+        model: the network's settings.
+        start: where its weights come from.
+        loss: what is minimised.
+        optimiser: how, with its schedule and clipping.
+        batches: which samples a step sees.
+        budget: when it ends at the latest.
+        stopping: what may end it earlier.
+        estimate: which weights are the answer.
+        precision: ``float32``; ``float64`` for checks; ``bfloat16`` for autocast, with float32 master weights and
+            encodings.
+        kernel: ``auto``, or ``torch`` for the plain path on every machine.
+        seed: of the weights and the batches, 0 to 2^63 − 1.
+    """
+
+    problem: Problem | Sealed
+    model: Model
+    start: Start = field(default_factory=Start)
+    loss: Loss = field(default_factory=MSE)
+    optimiser: Optimiser = field(default_factory=Adam)
+    batches: Batches = field(default_factory=Batches)
+    budget: Budget = field(default_factory=lambda: Steps(2000))
+    stopping: Stopping = field(default_factory=Never)
+    estimate: Estimate = field(default_factory=Last)
+    precision: Precision = "float32"
+    kernel: Kernel = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("precision", self.precision, get_args(Precision)),
+            ("kernel", self.kernel, get_args(Kernel)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it may be {', '.join(allowed)}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be 0 to 2^63 - 1")
+        if isinstance(self.estimate, BestHeldOut) and isinstance(self.problem, Problem) and self.problem.held_out == 0:
+            raise ValueError("the estimate BestHeldOut needs held-out pixels; give the problem held_out=0.1")
+        operator = self.problem.operator if isinstance(self.problem, Problem) else None
+        if self.batches.pixels is not None and operator is not None and not operator.pointwise:
+            raise ValueError(
+                f"batches.pixels is {self.batches.pixels}, but {type(operator).__name__} needs the whole picture in "
+                "every step; set batches.pixels to null"
+            )
+
+    @cached_property
+    def plain(self) -> Mapping[str, Any]:
+        """The canonical form, every default written out; a parent fit stands in it as its id."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        parent = self.start.weights
+        if isinstance(parent, Spec):
+            start = {"kind": "Start", **{name: getattr(self.start, name) for name in self.start.__dataclass_fields__}}
+            fields["start"] = {**start, "weights": {"kind": "Spec", "id": parent.id}}
+        form: Mapping[str, Any] = canonical.plain({"kind": "Spec", **fields})
+        return form
+
+    @cached_property
+    def id(self) -> str:
+        """20 hexadecimal digits, the same on every machine, from the canonical form."""
+        return canonical.digest({"schema": canonical.SCHEMA, "spec": self.plain})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)

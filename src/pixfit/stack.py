@@ -1,0 +1,207 @@
+"""F networks as one: their weights as a matrix, the samples they are fitted to, and the passes through both.
+
+Shape legend: F fits of one stack, P parameters of a fit, N samples (known pixels), B of them in a batch, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from pixfit.models import Model
+from pixfit.optim import Entry
+from pixfit.problem import View, stream
+from pixfit.starts import Weights
+
+__all__ = ["Samples", "Stack"]
+
+
+class Stack:
+    """The weights (F, P) of F networks of one model, their gradient, and the way through them.
+
+    Args:
+        model: the network's settings.
+        channels: of the picture.
+        weights: F mappings with every tensor of the network; they are copied.
+        masks: F masks, or None where a fit has none.
+        dtype, device: of all that is computed.
+
+    Raises:
+        ValueError: tensors that are not those of the model's network.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        channels: int,
+        weights: Sequence[Mapping[str, Tensor]],
+        masks: Sequence[Weights | None],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.fits, self.dtype, self.device = len(weights), dtype, device
+        with torch.device("meta"):
+            network = model.network(2, channels)
+        self.network = network.to(dtype).to_empty(device=device)
+        expected = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
+        for named in weights:
+            if {name: tuple(value.shape) for name, value in named.items()} != expected:
+                raise ValueError(f"the weights given are not those of {type(model).__name__} with these settings")
+        self.layout: list[Entry] = []
+        at = 0
+        for name, parameter in self.network.named_parameters():
+            self.layout.append(Entry(name, tuple(parameter.shape), at, at + parameter.numel()))
+            at += parameter.numel()
+        rows = [torch.cat([named[entry.name].reshape(-1).to(dtype) for entry in self.layout]) for named in weights]
+        self.weights = torch.stack(rows).to(device)
+        self.gradient = torch.zeros_like(self.weights)
+        self.buffers = {
+            name: torch.stack([named[name] for named in weights]).to(device, dtype) for name, _ in self.network.named_buffers()
+        }
+        self.mask = None if all(mask is None for mask in masks) else self._stacked(masks)
+        if self.mask is not None:
+            self.weights.mul_(self.mask)
+        self._bind()
+
+    def _bind(self) -> None:
+        """One fit: the module's own parameters become windows on the row, so that plain calls train it."""
+        if self.fits > 1:
+            self.weights.requires_grad_(True)
+            self.weights.grad = self.gradient
+            return
+        self.network.load_state_dict({name: buffer[0] for name, buffer in self.buffers.items()}, strict=False)
+        for entry, parameter in zip(self.layout, self.network.parameters(), strict=True):
+            parameter.data = self.weights[0, entry.start : entry.stop].view(entry.shape)
+            parameter.grad = self.gradient[0, entry.start : entry.stop].view(entry.shape)
+
+    def _stacked(self, masks: Sequence[Weights | None]) -> Tensor:
+        stacked = torch.ones_like(self.weights)
+        places = {entry.name: entry for entry in self.layout}
+        for row, mask in zip(stacked, masks, strict=True):
+            for name, value in ({} if mask is None else mask.tensors).items():
+                if name not in places or tuple(value.shape) != places[name].shape:
+                    raise ValueError(f"the mask names {name} {tuple(value.shape)}, which this network does not have")
+                row[places[name].start : places[name].stop] = value.reshape(-1).to(row)
+        return stacked
+
+    @property
+    def widest(self) -> int:
+        """The largest side of any tensor: a measure of the work at one sample."""
+        return max((max(entry.shape, default=1) for entry in self.layout), default=1)
+
+    @property
+    def tile(self) -> int:
+        """Samples that pass at a time, so that activations stay in the caches of a CPU and in the memory of a GPU."""
+        return max(1024, (2**22 if self.device.type == "cpu" else 2**27) // self.widest)
+
+    def forward(self, coordinates: Tensor, *, autocast: bool = False) -> Tensor:
+        """(1 or F, B, 2) to (F, B, C) with the weights in training; gradients go to ``gradient``."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+            output = self.network(coordinates[0])[None] if self.fits == 1 else self._call(self.weights, coordinates)
+        return output.to(self.dtype)
+
+    def _call(self, weights: Tensor, coordinates: Tensor) -> Tensor:
+        tensors = {entry.name: weights[:, entry.start : entry.stop].reshape(-1, *entry.shape) for entry in self.layout}
+
+        def one(tensors: dict[str, Tensor], buffers: dict[str, Tensor], points: Tensor) -> Tensor:
+            output: Tensor = functional_call(self.network, {**tensors, **buffers}, (points,))
+            return output
+
+        if self.fits == 1:
+            first = {name: value[0] for name, value in tensors.items()}
+            return one(first, {name: value[0] for name, value in self.buffers.items()}, coordinates[0])[None]
+        shared = coordinates.shape[0] == 1
+        points = coordinates[0] if shared else coordinates
+        return vmap(one, in_dims=(0, 0, None if shared else 0))(tensors, self.buffers, points)
+
+    @torch.no_grad()
+    def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
+        """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2), tile by tile, without gradients."""
+        tiles = coordinates.to(self.device, self.dtype).split(self.tile, dim=1)
+        return torch.cat([self._call(weights, tile) for tile in tiles], dim=1)
+
+    def named(self, weights: Tensor, fit: int) -> dict[str, Tensor]:
+        """One fit's tensors by name, on the CPU, in the network's own order."""
+        row = weights[fit].detach().cpu()
+        named = {entry.name: row[entry.start : entry.stop].reshape(entry.shape).clone() for entry in self.layout}
+        named.update({name: value[fit].cpu().clone() for name, value in self.buffers.items()})
+        return {name: named[name] for name in self.network.state_dict()}
+
+
+class Samples:
+    """What a stack is fitted to: coordinates, targets in the network's range, and weights.
+
+    With a pointwise operator a sample is a known pixel: coordinates (1 or F, N, 2), targets and weights (F, N, C). With
+    any other it is the whole picture: coordinates of all its pixels, targets and weights (F, C', H', W').
+
+    Args:
+        model: for the coordinate convention and the target range.
+        views: one a fit, with as many samples each.
+        seeds: one a fit, of the order of its batches.
+        batch: samples of a step; None for all.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        views: Sequence[View],
+        seeds: Sequence[int],
+        batch: int | None,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.model, self.seeds, self.device = model, seeds, device
+        self.operator, self.shape = views[0].operator, views[0].shape
+        self.pointwise = self.operator.pointwise
+        self.grid = model.coordinates.grid(*self.shape[1:], dtype=dtype)
+        if self.pointwise:
+            parts = [view.samples() for view in views]
+            index = torch.stack([part[0] for part in parts])
+            shared = bool((index == index[:1]).all())
+            coordinates = self.grid[index[:1] if shared else index]
+            targets = torch.stack([part[1] for part in parts])
+            weights = [part[2] for part in parts]
+        else:
+            coordinates = self.grid[None]
+            targets = torch.stack([view.measurement for view in views])
+            weights = [None if view.use is None else view.use.expand_as(view.measurement).to(dtype) for view in views]
+        self.coordinates = coordinates.to(device)
+        self.pixels = targets.to(device, dtype)
+        self.targets = model.to_target(self.pixels)
+        self.weights: Tensor | None = None
+        if any(weight is not None for weight in weights):
+            filled = [torch.ones_like(t) if w is None else w for t, w in zip(targets, weights, strict=True)]
+            self.weights = torch.stack(filled).to(device, dtype)
+        self.count = self.coordinates.shape[1]
+        self.batch_size = batch if self.pointwise else None
+        self.per_epoch = 1 if self.batch_size is None else -(-self.count // self.batch_size)
+        self._order: tuple[int, Tensor] | None = None
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Coordinates, targets and weights of a step. Batches are drawn without replacement within an epoch."""
+        if self.batch_size is None:
+            return self.coordinates, self.targets, self.weights
+        epoch, place = divmod(step, self.per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            # The order of an epoch hangs on the seed and its number alone, so that a resumed fit draws what it would have.
+            orders = [torch.randperm(self.count, generator=stream(seed, f"batches/{epoch}")) for seed in self.seeds]
+            self._order = (epoch, torch.stack(orders).to(self.device))
+        index = self._order[1][:, place * self.batch_size : (place + 1) * self.batch_size]
+        weights = None if self.weights is None else _pick(self.weights, index)
+        return _pick(self.coordinates, index), _pick(self.targets, index), weights
+
+    def picture(self, output: Tensor) -> Tensor:
+        """Outputs (F, H·W, C) as pictures (F, C, H, W) in units of pixels."""
+        return self.model.to_pixels(output).mT.reshape(output.shape[0], *self.shape)
+
+
+def _pick(table: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (F, B) of a table (1 or F, N, K): (F, B, K)."""
+    if table.shape[0] == 1:
+        return table[0].index_select(0, index.reshape(-1)).reshape(*index.shape, table.shape[2])
+    return torch.gather(table, 1, index[..., None].expand(-1, -1, table.shape[2]))

@@ -1,0 +1,78 @@
+"""When a fit ends: its budget, and rules that may end it earlier. None of them knows the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["STOPPING", "Budget", "Epochs", "Never", "Seconds", "Steps", "Stopping", "TargetPSNR"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a fit may spend; whichever limit is reached first ends it. At least one must be given.
+
+    Args:
+        steps: updates of the weights.
+        epochs: passes over the samples; with full batches an epoch is a step.
+        seconds: of wall time inside the training loop; evaluating and watching do not count.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = {"steps": self.steps, "epochs": self.epochs, "seconds": self.seconds}
+        if all(limit is None for limit in limits.values()):
+            raise ValueError("a budget needs a limit: steps, epochs or seconds, such as pixfit.Steps(2000)")
+        for name, limit in limits.items():
+            if limit is not None and not 0 <= limit <= 1e12:
+                raise ValueError(f"budget.{name} is {limit}; it must be 0 or more")
+
+    def step_limit(self, steps_per_epoch: int) -> int | None:
+        """The number of steps at which steps or epochs end the fit; None when only seconds do."""
+        limits = [self.steps, None if self.epochs is None else self.epochs * steps_per_epoch]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+def Steps(steps: int) -> Budget:
+    """A budget of that many updates."""
+    return Budget(steps=steps)
+
+
+def Epochs(epochs: int) -> Budget:
+    """A budget of that many passes over the samples."""
+    return Budget(epochs=epochs)
+
+
+def Seconds(seconds: float) -> Budget:
+    """A budget of that many seconds of wall time inside the training loop."""
+    return Budget(seconds=seconds)
+
+
+class Stopping:
+    """Base of the rules that may end a fit before its budget does."""
+
+
+@dataclass(frozen=True)
+class Never(Stopping):
+    """Only the budget ends the fit."""
+
+
+@dataclass(frozen=True)
+class TargetPSNR(Stopping):
+    """Ends the fit when the PSNR between the prediction and the *measurement* reaches ``psnr`` dB.
+
+    It is looked at every ``every`` steps, over all fitted samples, with the prediction clamped to [0, 1]. The time that
+    takes is not counted as training.
+    """
+
+    psnr: float = 40.0
+    every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"stopping.every is {self.every}; it must be 1 or more steps")
+
+
+STOPPING: dict[str, type[Stopping]] = {"Never": Never, "TargetPSNR": TargetPSNR}

@@ -1,0 +1,280 @@
+"""Finished fits on disk: an SQLite index and one safetensors file a fit. Reading results needs no engine.
+
+A row appears only after its file, a file only when it is whole. Nothing is deleted except by `Store.gc`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pixfit import canonical, files, modelfile
+from pixfit.result import Result, Status
+from pixfit.spec import Spec
+
+__all__ = ["Flight", "Store", "StoreError", "Trash"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS fits (
+  id TEXT PRIMARY KEY, schema INTEGER NOT NULL, name TEXT NOT NULL, recipe TEXT NOT NULL, status TEXT NOT NULL,
+  reason TEXT NOT NULL, finished REAL NOT NULL, summary TEXT NOT NULL, spec TEXT NOT NULL, file TEXT
+);
+CREATE TABLE IF NOT EXISTS flights (
+  id TEXT PRIMARY KEY, name TEXT NOT NULL, step INTEGER NOT NULL, fraction REAL NOT NULL, loss REAL, psnr REAL,
+  process INTEGER NOT NULL, host TEXT NOT NULL, updated REAL NOT NULL
+);
+"""
+_CURVE, _WEIGHT, _KEPT = "curve/", "weight/", "kept/"
+
+
+class StoreError(ValueError):
+    """A store that cannot be used, or an id that it does not hold."""
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A fit that is under way, or was when its program was killed (``alive`` tells)."""
+
+    id: str
+    name: str
+    step: int
+    fraction: float
+    loss: float | None
+    psnr: float | None
+    alive: bool
+
+
+@dataclass(frozen=True)
+class Trash:
+    """A file that nothing needs: why, and how many bytes it frees."""
+
+    path: Path
+    why: str
+    bytes: int
+
+
+class Store:
+    """A folder of finished fits, made when first written to.
+
+    Args:
+        folder: where the index, the fits and the checkpoints lie.
+
+    Raises:
+        StoreError: a folder that cannot be made, or an index that is not one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    # ------------------------------------------------------------------------------------------------------- results
+
+    def put(self, result: Result, *, name: str = "", recipe: str = "") -> None:
+        """Adds a result, or replaces the one with its id."""
+        file = None
+        if result.weights:
+            file = f"fits/{result.id}.safetensors"
+            tensors = {_WEIGHT + key: value for key, value in result.weights.items()}
+            tensors |= {_CURVE + key: value for key, value in result.curves.items()}
+            tensors |= {f"{_KEPT}{step}/{key}": t for step, named in result.kept.items() for key, t in named.items()}
+            self._write_tensors(self.folder / file, tensors, {})
+        summary = {**result.summary(), "metrics": _jsonable(result.metrics), "threads": result.threads, "versions": dict(result.versions)}
+        row = (
+            result.id, canonical.SCHEMA, name, recipe, result.status.value, result.reason, time.time(),
+            json.dumps(summary), json.dumps(result.spec.plain), file,
+        )  # fmt: skip
+        with self._connect() as index:
+            index.execute("INSERT OR REPLACE INTO fits VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+            index.execute("DELETE FROM flights WHERE id = ?", (result.id,))
+
+    def get(self, fit: Spec | str) -> Result | None:
+        """The result of a spec, or of an id or the beginning of one; None where the store has none.
+
+        Its picture is not stored; `pixfit.render` makes it. With an id the spec's problem is `Sealed`.
+
+        Raises:
+            StoreError: several ids begin so, or the fit's file is damaged.
+        """
+        if not self._exists():
+            return None
+        key = fit.id if isinstance(fit, Spec) else fit
+        with self._connect() as index:
+            found = index.execute(
+                "SELECT id, status, reason, summary, spec, file FROM fits WHERE substr(id, 1, ?) = ? LIMIT 3", (len(key), key)
+            ).fetchall()
+        if len(found) > 1:
+            raise StoreError(f"several fits begin with {key!r}, such as {found[0][0]} and {found[1][0]}; give more digits")
+        if not found:
+            return None
+        identity, status, reason, summary_text, plain, file = found[0]
+        summary = json.loads(summary_text)
+        tensors = {} if file is None else self._read_tensors(self.folder / file)[0]
+        kept: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith(_KEPT):
+                step, _, key = name.removeprefix(_KEPT).partition("/")
+                kept.setdefault(int(step), {})[key] = value
+        spec = fit if isinstance(fit, Spec) else _filed(identity, json.loads(plain))
+        names = ("steps", "epochs", "seconds", "process_seconds", "evaluation_seconds", "device", "kernel", "threads", "versions")
+        return Result(
+            spec=spec, status=Status(status), reason=reason, kept=kept, metrics=_numbers(summary["metrics"]),
+            weights={n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)},
+            curves={n.removeprefix(_CURVE): t for n, t in tensors.items() if n.startswith(_CURVE)},
+            **{name: summary[name] for name in names},
+        )  # fmt: skip
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One mapping a fit, oldest first: id, name, recipe, status, finished (seconds since 1970) and its summary."""
+        if not self._exists():
+            return []
+        with self._connect() as index:
+            found = index.execute("SELECT id, name, recipe, finished, summary, spec FROM fits ORDER BY finished").fetchall()
+        return [
+            {**json.loads(summary), "id": identity, "name": name, "recipe": recipe, "finished": finished, "spec": json.loads(spec)}
+            for identity, name, recipe, finished, summary, spec in found
+        ]
+
+    # ------------------------------------------------------------------------------------------------ fits in flight
+
+    def note_flight(self, identity: str, name: str, step: int, fraction: float, loss: float | None, psnr: float | None) -> None:
+        """Tells every other reader of the store how far a fit is."""
+        row = (identity, name, step, fraction, loss, psnr, os.getpid(), platform.node(), time.time())
+        with self._connect() as index:
+            index.execute("INSERT OR REPLACE INTO flights VALUES (?,?,?,?,?,?,?,?,?)", row)
+
+    def flights(self) -> list[Flight]:
+        """Fits that have begun and not ended."""
+        if not self._exists():
+            return []
+        with self._connect() as index:
+            found = index.execute("SELECT id, name, step, fraction, loss, psnr, process, host, updated FROM flights").fetchall()
+        return [Flight(*row[:6], alive=_alive(row[6], row[7], row[8])) for row in found]
+
+    # --------------------------------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, key: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        self._write_tensors(self._checkpoint(key), tensors, scalars)
+
+    def load_checkpoint(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last state saved under the key, or None. Raises StoreError where its file is damaged."""
+        path = self._checkpoint(key)
+        return self._read_tensors(path) if path.is_file() else None
+
+    def _checkpoint(self, key: str) -> Path:
+        return self.folder / "checkpoints" / f"{key}.safetensors"
+
+    # ------------------------------------------------------------------------------------------------------ clean-up
+
+    def trash(self) -> list[Trash]:
+        """What `gc` would delete: unfinished files, checkpoints of finished fits, and files that no row names."""
+        if not self._exists():
+            return []
+        rows = self.rows()
+        finished = {row["id"] for row in rows if Status(row["status"]).finished}
+        named = {f"{row['id']}.safetensors" for row in rows}
+        busy = {flight.id for flight in self.flights() if flight.alive}
+        found = []
+        for path in sorted(self.folder.rglob("*")):
+            if not path.is_file():
+                continue
+            why = None
+            if path.name.endswith(files.TEMPORARY):
+                why = "left unfinished by a killed program" if time.time() - path.stat().st_mtime > 60 else None
+            elif path.parent.name == "checkpoints" and path.stem in finished and path.stem not in busy:
+                why = "checkpoint of a finished fit"
+            elif path.parent.name == "fits" and path.name not in named and path.stem not in busy:
+                why = "no row of the index names it"
+            if why is not None:
+                found.append(Trash(path, why, path.stat().st_size))
+        return found
+
+    def gc(self) -> list[Trash]:
+        """Deletes what `trash` lists, and the notes of fits whose program is gone; returns what it deleted."""
+        found = self.trash()
+        for item in found:
+            item.path.unlink(missing_ok=True)
+        dead = [flight.id for flight in self.flights() if not flight.alive]
+        if dead:
+            with self._connect() as index:
+                index.executemany("DELETE FROM flights WHERE id = ?", [(identity,) for identity in dead])
+        return found
+
+    # --------------------------------------------------------------------------------------------------------- files
+
+    def _exists(self) -> bool:
+        return (self.folder / "index.sqlite").is_file()
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.folder / "index.sqlite", timeout=60)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{self.folder}: cannot be used as a store ({error}); name another with --store") from None
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(_SCHEMA)
+            with connection:
+                yield connection
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{self.folder / 'index.sqlite'}: not a usable index ({error}); move it away or name another store") from None
+        finally:
+            connection.close()
+
+    def _write_tensors(self, path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        from safetensors.torch import save as to_safetensors
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plain = {name: value.contiguous() for name, value in tensors.items()}
+            files.write_bytes(path, to_safetensors(plain, {"scalars": json.dumps(scalars)}))
+        except OSError as error:
+            raise StoreError(f"{path}: could not be written ({error.strerror or error})") from None
+
+    def _read_tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as stored:
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                return tensors, json.loads((stored.metadata() or {}).get("scalars", "{}"))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise StoreError(f"{path}: damaged or missing ({error}); run the fit again with --again") from None
+
+
+def _filed(identity: str, plain: dict[str, Any]) -> Spec:
+    """A spec read back from its row, under the id it was filed with: a parent known by its id cannot be hashed again."""
+    spec = modelfile.decode_spec(plain)
+    vars(spec).update(plain=plain, id=identity)
+    return spec
+
+
+def _jsonable(metrics: Mapping[str, float | None]) -> dict[str, float | str | None]:
+    return {name: "inf" if value == float("inf") else value for name, value in metrics.items()}
+
+
+def _numbers(metrics: Mapping[str, float | str | None]) -> dict[str, float | None]:
+    return {name: float(value) if isinstance(value, str) else value for name, value in metrics.items()}
+
+
+def _alive(process: int, host: str, updated: float) -> bool:
+    """Whether the program that noted a flight still runs; on another host, whether it noted anything within two minutes."""
+    if host != platform.node():
+        return time.time() - updated < 120
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+

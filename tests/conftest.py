@@ -1,0 +1,58 @@
+"""What the tests share: one torch thread, small pictures, and the data folder where it is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pixfit.images import Image
+
+_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bit-for-bit promises hold with one thread per fit; a test that wants more sets them itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of test pictures that is not part of the repository."""
+    if not _DATA.is_dir():
+        pytest.skip(f"needs the folder {_DATA}, which is not here")
+    return _DATA
+
+
+def picture(channels: int, height: int, width: int, seed: int = 0) -> Image:
+    """A smooth picture with a little noise, 8 bits deep: some structure to fit and some that is hard to fit."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.linspace(0, 3, height)[:, None]
+    columns = torch.linspace(0, 4, width)[None]
+    waves = [torch.sin((1 + c) * rows + c) * torch.cos((2 - 0.5 * c) * columns) for c in range(channels)]
+    data = 0.5 + 0.4 * torch.stack(waves) + 0.05 * torch.randn(channels, height, width, generator=generator)
+    return Image((data.clamp(0, 1) * 255).round() / 255, name="waves")
+
+
+@pytest.fixture
+def small() -> Image:
+    """RGB, 12 rows, 10 columns."""
+    return picture(3, 12, 10)
+
+
+@pytest.fixture
+def grey() -> Image:
+    """One channel, 8 rows, 16 columns."""
+    return picture(1, 8, 16)
+
+
+@pytest.fixture
+def square() -> Image:
+    """RGB, 32 by 32, the size of the pre-fit study's pictures."""
+    return picture(3, 32, 32)
