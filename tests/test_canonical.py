@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from pixfit.schedules import Cosine, Linear, Plateau
 from pixfit.spec import Batches, BestHeldOut, MovingAverage, Spec
 from pixfit.starts import Start, Weights
 from pixfit.stopping import Budget, Epochs, Seconds, Steps, TargetPSNR
+from tests.conftest import picture
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | finite | st.text()
@@ -48,7 +48,7 @@ class Outer:
     free: Any = None
 
 
-# ------------------------------------------------------------------------------------------------ values and their text
+# --- values and their text
 
 
 @given(values)
@@ -70,6 +70,7 @@ def test_floats_are_their_shortest_text_and_zero_has_no_sign(value: float) -> No
     assert float(text) == value
     assert text == repr(value + 0.0)
     assert canonical.text([-0.0, {"x": -0.0}]) == '[0.0,{"x":0.0}]'
+    assert canonical.text(Outer(lr=-0.0, either=-0.0)) == canonical.text(Outer(lr=0.0, either=0.0))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -130,7 +131,7 @@ def test_the_digest_is_of_the_text() -> None:
     assert canonical.digest({"a": 1}, length=8) == "015abd7f"
 
 
-# ------------------------------------------------------------------------------------------------------------- the ids
+# --- the ids
 
 
 def image() -> Image:
@@ -148,7 +149,14 @@ def specs() -> dict[str, Spec]:
     plain = Spec(Problem(image()), Siren(1, 8))
     full = Spec(
         Problem(image(), Inpaint(mask()), noise=GaussianNoise(0.1), held_out=0.2, seed=3),
-        Mlp(1, 8, encoding=Fourier(8, freq_scale=2.0), norm="layer", experts=Experts(2), coordinates=Coordinates(range="unit")),
+        Mlp(
+            1,
+            8,
+            encoding=Fourier(8, freq_scale=2.0),
+            norm="layer",
+            experts=Experts(2),
+            coordinates=Coordinates(range="unit"),
+        ),
         loss=Huber(0.2),
         optimiser=AdamW(lr=1e-3, schedule=Cosine(warmup=0.1, final=0.01), clip_norm=1.0),
         batches=Batches(pixels=2),
@@ -172,7 +180,9 @@ def specs() -> dict[str, Spec]:
         "every setting": full,
         "prefit": prefit,
         "child": replace(prefit, start=Start(weights=prefit, step=500, layers=2), seed=1),
-        "grandchild": replace(plain, start=Start(weights=Spec(Problem(image()), Siren(1, 8), start=Start(weights=plain)))),
+        "grandchild": replace(
+            plain, start=Start(weights=Spec(Problem(image()), Siren(1, 8), start=Start(weights=plain)))
+        ),
         "from weights": replace(plain, start=Start(weights=weights, mask=Weights({"layers.0.bias": torch.zeros(8)}))),
         "muon": Spec(Problem(image()), Wire(1, 8), optimiser=Muon(), loss=L1(), budget=Seconds(2)),
         "schedule-free": Spec(Problem(image()), Mlp(1, 8, encoding=Gabor(8)), optimiser=ScheduleFreeAdamW()),
@@ -180,7 +190,30 @@ def specs() -> dict[str, Spec]:
     }
 
 
-GOLDEN = {}
+GOLDEN = {
+    "defaults": "bc1a4d746cd9ad7213a4",
+    "every setting": "0421306a24e446d94394",
+    "prefit": "ab6cd2815c84265306a2",
+    "child": "ff4725f3887b75147a54",
+    "grandchild": "615e9e761ddc78915122",
+    "from weights": "c6e297168efeae3a2bc9",
+    "muon": "bc31ef60b5efcb1c4570",
+    "schedule-free": "b73f65d60fe285420a1e",
+    "box": "d5850bd9d14a83478552",
+}
+
+GOLDEN_TEXT = (
+    '{"batches":{"kind":"Batches","pixels":null},"budget":{"epochs":null,"kind":"Budget","seconds":null,"steps":2'
+    '000},"estimate":{"kind":"Last"},"kernel":"auto","kind":"Spec","loss":{"kind":"MSE"},"model":{"coordinates":{'
+    '"alignment":"corner","aspect":"stretch","kind":"Coordinates","order":"row_col","range":"signed"},"first_omeg'
+    'a_0":30.0,"hidden_features":32,"hidden_layers":2,"hidden_omega_0":30.0,"kind":"Siren","output":"linear","tar'
+    'get_range":"signed"},"optimiser":{"betas":[0.9,0.999],"clip_norm":null,"eps":1e-08,"kind":"Adam","lr":0.0001'
+    ',"schedule":{"decay":0.5,"eps":1e-08,"kind":"Plateau","min_lr":0.0,"patience":500,"threshold":0.0001,"warmup'
+    '":0.0}},"precision":"float32","problem":{"held_out":0.0,"image":{"bit_depth":8,"channels":3,"hash":"95e13772'
+    '387b16bff7a2f86a41db44bbf4e6b7446a9e40952644f8022bc759af","height":2,"width":3},"kind":"Problem","noise":nul'
+    'l,"operator":{"kind":"Identity"},"seed":0},"seed":0,"start":{"kind":"Start","layers":null,"mask":null,"step"'
+    ':null,"weights":null},"stopping":{"kind":"Never"}}'
+)
 
 
 @pytest.mark.parametrize("name", specs())
@@ -281,7 +314,9 @@ def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> No
 
 def test_batches_of_pixels_need_an_operator_that_acts_on_pixels() -> None:
     problem = Problem(picture(3, 4, 4), BoxDownsample(2))
-    with pytest.raises(ValueError, match="BoxDownsample needs the whole picture in every step; set batches.pixels to null"):
+    with pytest.raises(
+        ValueError, match=r"BoxDownsample needs the whole picture in every step; set batches\.pixels to null"
+    ):
         Spec(problem, Siren(1, 8), batches=Batches(4))
 
 

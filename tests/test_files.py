@@ -30,9 +30,14 @@ def test_the_name_is_taken_only_at_the_end(tmp_path: Path) -> None:
 def test_an_exception_keeps_the_old_file_and_cleans_up(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "a.bin"
     files.write_bytes(target, b"old")
-    with pytest.raises(error), files.whole_file(target) as stream:
-        stream.write(b"half of the ne")
-        raise error
+
+    def fail() -> None:
+        with files.whole_file(target) as stream:
+            stream.write(b"half of the ne")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -10,6 +12,13 @@ from pixfit.kernels import matmul
 
 CPU = torch.device("cpu")
 SETTING = torch.backends.mkldnn.matmul
+
+
+@pytest.fixture(autouse=True)
+def users_setting() -> Iterator[None]:
+    before = SETTING.fp32_precision
+    yield
+    SETTING.fp32_precision = before
 
 
 def accurate() -> bool:
@@ -34,8 +43,8 @@ def test_the_rule_asks_for_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("users", ["ieee", "bf16", "none"])
 @pytest.mark.parametrize("kernel", ["torch-onednn", "torch", "torch-cuda"])
-def test_the_users_setting_comes_back(kernel: str, users: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SETTING, "fp32_precision", users)
+def test_the_users_setting_comes_back(kernel: str, users: str) -> None:
+    SETTING.fp32_precision = users
     before = SETTING.fp32_precision
     with kernels.fast_matmul(kernel):
         assert SETTING.fp32_precision == ("bf16" if kernel == "torch-onednn" else before)
@@ -65,7 +74,7 @@ def test_a_linear_layer_under_the_chosen_kernel_is_float32(rows: int, width: int
         output.backward(slope)
     exact = x.detach().double() @ weight.detach().double().T
     pairs = [
-        (output, exact),
+        (output.detach(), exact),
         (x.grad, slope.double() @ weight.detach().double()),
         (weight.grad, slope.double().T @ x.detach().double()),
     ]

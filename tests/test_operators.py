@@ -125,10 +125,10 @@ def test_masks_of_any_kind_are_one_mask() -> None:
 
 
 def test_a_mask_is_a_value() -> None:
-    mask = torch.ones(2, 3)
-    operator = Inpaint(mask)
-    mask.zero_()
-    assert bool(operator.mask.all())
+    for mask in (torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)):
+        operator = Inpaint(mask)
+        mask.zero_()
+        assert bool(operator.mask.all())
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import picture
 from torch import Tensor
 
 from pixfit.images import Image
 from pixfit.operators import BoxDownsample, Inpaint, Operator
 from pixfit.problem import GaussianNoise, Problem, Sealed, View, stream
+from tests.conftest import picture
 
 
 def reachable(value: Any) -> Iterator[Tensor]:
@@ -56,10 +56,12 @@ def dithered(channels: int = 3, height: int = 12, width: int = 10) -> Image:
     return Image(((order + 1) / (len(order) + 2)).float().reshape(channels, height, width), bit_depth=32)
 
 
-# ------------------------------------------------------------------------------------------------------------- the truth
+# --- the truth
 
 
-@pytest.mark.parametrize("operator", [None, Inpaint(half(12, 10)), BoxDownsample(2)], ids=["identity", "inpaint", "box"])
+@pytest.mark.parametrize(
+    "operator", [None, Inpaint(half(12, 10)), BoxDownsample(2)], ids=["identity", "inpaint", "box"]
+)
 @pytest.mark.parametrize("held_out", [0.0, 0.3])
 def test_a_noisy_view_holds_no_truth(operator: Operator | None, held_out: float) -> None:
     image = dithered()
@@ -97,7 +99,7 @@ def test_fitting_cannot_change_the_picture() -> None:
     assert index.tolist() == list(range(16))
 
 
-# ------------------------------------------------------------------------------------------------------------------ seeds
+# --- seeds
 
 
 def test_the_seed_decides_noise_and_held_out_pixels() -> None:
@@ -116,17 +118,32 @@ def test_the_seed_decides_noise_and_held_out_pixels() -> None:
     assert torch.equal(a.measurement, view(1, held_out=0.5).measurement)
 
 
+def test_the_draws_are_those_of_the_named_streams() -> None:
+    """Written out, since a stored fit can be repeated only while these stay as they are."""
+    image = picture(3, 12, 10)
+    view = Problem(image, noise=GaussianNoise(0.1), held_out=0.3, seed=6).view
+    assert torch.equal(view.measurement, image.data + 0.1 * torch.randn(3, 12, 10, generator=stream(6, "noise")))
+    assert view.held_out is not None
+    assert torch.equal(view.held_out, torch.rand(1, 12, 10, generator=stream(6, "held-out")) < 0.3)
+
+
 def test_global_random_state_neither_matters_nor_changes() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first = Problem(picture(3, 6, 6), noise=GaussianNoise(0.1), held_out=0.3).view
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert torch.equal(Problem(picture(3, 6, 6), noise=GaussianNoise(0.1), held_out=0.3).view.measurement, first.measurement)
+    assert torch.equal(
+        Problem(picture(3, 6, 6), noise=GaussianNoise(0.1), held_out=0.3).view.measurement, first.measurement
+    )
 
 
 def test_streams_differ_by_seed_and_name() -> None:
-    draws = {float(torch.rand(1, generator=stream(seed, name), dtype=torch.float64)) for seed in (0, 1, 2**63 - 1) for name in "ab"}
+    draws = {
+        float(torch.rand(1, generator=stream(seed, name), dtype=torch.float64))
+        for seed in (0, 1, 2**63 - 1)
+        for name in "ab"
+    }
     assert len(draws) == 6
     assert torch.equal(torch.rand(3, generator=stream(4, "x")), torch.rand(3, generator=stream(4, "x")))
     for seed in (-1, 2**63):
@@ -134,7 +151,7 @@ def test_streams_differ_by_seed_and_name() -> None:
             stream(seed, "a")
 
 
-# --------------------------------------------------------------------------------------------------------- held-out pixels
+# --- held-out pixels
 
 
 @pytest.mark.parametrize("channels_mask", [False, True])
@@ -153,12 +170,14 @@ def test_held_out_pixels_are_measured_and_not_used(masked: bool, channels_mask: 
     assert not (use & held_out).any()
     assert torch.equal(use, known & ~held_out)
     measured = known.any(dim=0)
-    assert not (view.held_out[0] & ~measured).any()
-    assert 0.2 < float(view.held_out.sum() / measured.sum()) < 0.3
+    assert not (held_out & ~known).any()
+    pixels = held_out.any(dim=0)
+    assert torch.equal(held_out, known & pixels)  # whole pixels, all their measured channels
+    assert 0.2 < float(pixels.sum() / measured.sum()) < 0.3
     index, targets, weights = view.samples()
-    assert not view.held_out.flatten()[index].any()
+    assert not pixels.flatten()[index].any()
     used = targets if weights is None else targets[weights == 1]
-    held = image.data[:, view.held_out[0]]
+    held = image.data[:, pixels]
     assert not set(used.flatten().tolist()) & set(held.flatten().tolist())
 
 
@@ -170,7 +189,7 @@ def test_held_out_pixels_of_a_smaller_measurement() -> None:
     assert torch.equal(view.use, ~view.held_out)
 
 
-# ---------------------------------------------------------------------------------------------------------------- samples
+# --- samples
 
 
 def test_all_samples() -> None:
@@ -199,7 +218,7 @@ def test_samples_of_a_mask_per_channel_have_weights() -> None:
     assert torch.equal(targets * weights, (image.data * mask).flatten(1).T[index])
 
 
-# ----------------------------------------------------------------------------------------------------------------- errors
+# --- errors
 
 
 def test_a_mask_of_another_size_is_refused_at_once() -> None:

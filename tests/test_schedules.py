@@ -83,7 +83,7 @@ def test_settings_that_are_refused(make: Any, message: str) -> None:
         make()
 
 
-# ------------------------------------------------------------------------------------------------------------ the plateau
+# --- the plateau
 
 
 def torchs_rates(settings: Plateau, base: float, losses: list[float]) -> list[float]:
@@ -100,7 +100,9 @@ def torchs_rates(settings: Plateau, base: float, losses: list[float]) -> list[fl
     return rates
 
 
-loss_values = st.sampled_from([0.0, 0.5, 0.99989, 0.9999, 0.99991, 1.0, 1.1, math.inf, math.nan]) | st.floats(0, 2, width=32)
+loss_values = st.sampled_from([0.0, 0.5, 0.99989, 0.9999, 0.99991, 1.0, 1.1, math.inf, math.nan]) | st.floats(
+    0, 2, width=32
+)
 
 
 @settings(max_examples=150, deadline=None)

@@ -21,7 +21,7 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ----------------------------------------------------------------------------------------------------------------- merge
+# --- merge
 
 
 def test_all_of_the_source_is_taken_and_cloned() -> None:
@@ -50,7 +50,9 @@ def test_tensors_come_in_the_networks_own_format() -> None:
     fresh = state(Siren(1, 8))
     merged = merge(fresh, {name: value.double() for name, value in state(Siren(1, 8), 1).items()})
     assert all(value.dtype == torch.float32 for value in merged.values())
-    assert not any(value.requires_grad for value in merge(fresh, {n: v.requires_grad_() for n, v in merged.items()}).values())
+    assert not any(
+        value.requires_grad for value in merge(fresh, {n: v.requires_grad_() for n, v in merged.items()}).values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_two_shapes_of_output_are_refused() -> None:
         merge(state(Siren(1, 8)), grey)
 
 
-# --------------------------------------------------------------------------------------------------- Weights and Start
+# --- Weights and Start
 
 
 def test_weights_are_cloned_and_known_by_their_content() -> None:
@@ -110,7 +112,7 @@ def test_starts_that_are_refused(settings: dict[str, object], message: str) -> N
         Start(**settings)  # type: ignore[arg-type]
 
 
-# -------------------------------------------------------------------------------------------------------- magnitude_mask
+# --- magnitude_mask
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.3, 0.5, 1.0])

@@ -19,20 +19,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = (
-    "canonical", "images", "losses", "metrics", "modelfile", "models", "operators", "optim", "plots", "recipes", "render",
-    "schedules", "starts", "stopping",
+    "canonical", "export", "images", "losses", "metrics", "modelfile", "models", "operators", "optim", "plots",
+    "recipes", "render", "schedules", "starts", "stopping",
 )  # fmt: skip
 _NAMES = {
     "Batches": "spec", "BestHeldOut": "spec", "Last": "spec", "MovingAverage": "spec", "Record": "spec", "Spec": "spec",
     "Budget": "stopping", "Epochs": "stopping", "Never": "stopping", "Seconds": "stopping", "Steps": "stopping",
-    "TargetPSNR": "stopping", "GaussianNoise": "problem", "Problem": "problem", "Image": "images", "Network": "modelfile",
-    "Result": "result", "Start": "starts", "Status": "result", "Store": "store", "Weights": "starts", "fit": "run",
-    "load": "modelfile", "save": "modelfile",
+    "TargetPSNR": "stopping", "GaussianNoise": "problem", "Problem": "problem", "Image": "images",
+    "Network": "modelfile", "Result": "result", "Start": "starts", "Status": "result", "Store": "store",
+    "Weights": "starts", "fit": "run", "load": "modelfile", "save": "modelfile",
 }  # fmt: skip
 
 if TYPE_CHECKING:
     from pixfit import (
         canonical,
+        export,
         images,
         losses,
         metrics,
@@ -60,8 +61,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Batches", "BestHeldOut", "Budget", "Epochs", "GaussianNoise", "Image", "Last", "MovingAverage", "Network", "Never",
     "Problem", "Record", "Result", "Seconds", "Spec", "Start", "Status", "Steps", "Store", "TargetPSNR", "Weights",
-    "canonical", "fit", "images", "load", "losses", "metrics", "modelfile", "models", "operators", "optim", "plots",
-    "recipes", "render", "save", "schedules", "starts", "stopping",
+    "canonical", "export", "fit", "images", "load", "losses", "metrics", "modelfile", "models", "operators", "optim",
+    "plots", "recipes", "render", "save", "schedules", "starts", "stopping",
 ]  # fmt: skip
 
 

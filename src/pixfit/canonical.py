@@ -13,9 +13,9 @@ import hashlib
 import json
 import math
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
-__all__ = ["SCHEMA", "digest", "plain", "text"]
+__all__ = ["SCHEMA", "digest", "is_number", "is_whole", "plain", "text"]
 
 SCHEMA = 1
 """Version of the canonical form. It goes up when a field is added or renamed; `pixfit.store` then looks ids up under
@@ -46,6 +46,16 @@ def digest(value: Any, *, length: int = 20) -> str:
     return hashlib.sha256(text(value).encode("ascii")).hexdigest()[:length]
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a setting that is a number may hold the value: any finite int or float, but no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a setting that counts something may hold the value: an int, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _plain(value: Any, annotation: str, where: str) -> Any:
     if hasattr(value, "canonical_value"):
         return _plain(value.canonical_value(), "", where)
@@ -61,9 +71,13 @@ def _plain(value: Any, annotation: str, where: str) -> Any:
         return [_plain(item, annotation, f"{where}[{index}]") for index, item in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = type(value).__name__
-        fields = {f.name: _plain(getattr(value, f.name), str(f.type), f"{kind}.{f.name}") for f in dataclasses.fields(value)}
+        fields = {
+            f.name: _plain(getattr(value, f.name), str(f.type), f"{kind}.{f.name}") for f in dataclasses.fields(value)
+        }
         return {"kind": kind, **fields}
-    raise TypeError(f"{where} is a {type(value).__name__}, which has no canonical form; use settings, numbers, texts or lists")
+    raise TypeError(
+        f"{where} is a {type(value).__name__}, which has no canonical form; use settings, numbers, texts or lists"
+    )
 
 
 def _number(value: int | float, annotation: set[str], where: str) -> int | float:

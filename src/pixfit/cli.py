@@ -1,4 +1,4 @@
-"""The command line: each verb is one or two library calls, imported inside the command so that ``--help`` is instant."""
+"""The command line: each verb is one or two library calls, imported inside it so that ``--help`` is instant."""
 
 from __future__ import annotations
 
@@ -37,13 +37,16 @@ A photo becomes a network; the network renders it at any size.
 Example:  pixfit fit photo.jpg -o photo.safetensors
           pixfit render photo.safetensors -o large.png --scale 4""",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Pictures and sets: bundled, downloadable, on disk.", rich_markup_mode="rich")
+data_app = typer.Typer(
+    no_args_is_help=True, help="Pictures and sets: bundled, downloadable, on disk.", rich_markup_mode="rich"
+)
 app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; notes go to standard error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 StoreDir = Annotated[
-    Path, typer.Option("--store", envvar="PIXFIT_STORE", help="Folder that keeps finished fits.", show_default="pixfit-runs")
+    Path,
+    typer.Option("--store", envvar="PIXFIT_STORE", help="Folder that keeps finished fits.", show_default="pixfit-runs"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the weights and the batches.")]
@@ -76,13 +79,15 @@ def _command(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except ValueError as error:
             _fail(" ".join(str(error).split()))
-        except ModuleNotFoundError as error:
-            _fail(f"{error}; install pixfit with all it needs: pip install pixfit", 1)
+        except FileExistsError as error:
+            _fail(str(error))
+        except (ImportError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(0) from None
+            _fail(str(error), 1)
         except MemoryError as error:
             _fail(f"not enough memory ({error}); use a smaller picture, or --region", 1)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
         except KeyboardInterrupt:
             print("pixfit: interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -106,7 +111,14 @@ def _bar(quiet: bool, title: str) -> Iterator[Callable[[float, str], None]]:
         yield lambda fraction, note: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("[bold]{task.description}"), BarColumn(bar_width=28), TaskProgressColumn(), TimeElapsedColumn(),
@@ -145,7 +157,9 @@ def _numbers(text: str | None, separator: str, count: int, option: str, form: st
 @app.command()
 @_command
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures and index.html.")] = Path("demo"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures and index.html.")] = Path(
+        "demo"
+    ),
     picture: Annotated[str, typer.Option(help="A bundled picture's name, or a file.")] = "coffee",
     steps: Annotated[int | None, typer.Option(min=1, help="Updates of the fit, instead of the recipe's.")] = None,
     store: StoreDir = _STORE,
@@ -171,7 +185,9 @@ def demo(
     _say(quiet, f"fitting {image.name} ({image.width}×{image.height}) with the recipe 'fast'")
     result = _fit_one(spec, store, device, quiet, name=image.name, recipe="fast", again=False)
     with _bar(quiet, "rendering") as show:
-        page = report.write_fit(result, output, title=f"pixfit: {image.name} as a network", zoom=4, progress=lambda f: show(f, ""))
+        page = report.write_fit(
+            result, output, title=f"pixfit: {image.name} as a network", zoom=4, progress=lambda f: show(f, "")
+        )
     _finish([_report(result, "fast", None)], as_json=as_json, single=True, quiet=quiet, extra={"page": str(page)})
     _say(quiet or as_json, f"open {page}")
 
@@ -179,17 +195,28 @@ def demo(
 @app.command()
 @_command
 def fit(
-    picture: Annotated[str, typer.Argument(metavar="IMAGE|FOLDER", help="A picture, a folder of them, or a bundled name such as coffee.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="MODEL", help="Model file (for a folder: folder) to write.")] = None,
+    picture: Annotated[
+        str,
+        typer.Argument(metavar="IMAGE|FOLDER", help="A picture, a folder of them, or a bundled name such as coffee."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="MODEL", help="Model file (for a folder: folder) to write.")
+    ] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `pixfit recipes`.")] = "fast",
-    start: Annotated[Path | None, typer.Option(metavar="MODEL", help="Go on from a saved network, with its model settings.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting of the recipe.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Go on from a saved network, with its model settings.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting of the recipe.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Budget in seconds, instead of the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="Budget in updates, instead of the recipe's.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Fit anew even if the store has this fit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the full settings and the id, and stop.")] = False,
     alpha: Alpha = "white",
-    value_range: Annotated[str | None, typer.Option("--range", metavar="LO,HI", help="Values of a float picture that become 0 and 1.")] = None,
+    value_range: Annotated[
+        str | None, typer.Option("--range", metavar="LO,HI", help="Values of a float picture that become 0 and 1.")
+    ] = None,
     max_pixels: MaxPixels = _MAX_PIXELS,
     store: StoreDir = _STORE,
     device: Device = "auto",
@@ -238,7 +265,9 @@ def fit(
     _finish(reports, as_json=as_json, single=not folder, quiet=quiet)
 
 
-def _pictures(picture: str, alpha: str, max_pixels: int, value_range: tuple[float, ...] | None) -> tuple[bool, list[Image]]:
+def _pictures(
+    picture: str, alpha: str, max_pixels: int, value_range: tuple[float, ...] | None
+) -> tuple[bool, list[Image]]:
     from pixfit import images
 
     if alpha not in ("white", "keep", "drop"):
@@ -262,7 +291,9 @@ def _targets(output: Path | None, pictures: list[Image], folder: bool) -> list[P
             _fail(f"-o {output}: cannot be made ({error.strerror or error})")
         return [output / f"{image.name}.safetensors" for image in pictures]
     if output.is_dir() or not output.parent.is_dir():
-        _fail(f"-o {output}: {'this is a folder' if output.is_dir() else 'its folder does not exist'}; give a file name")
+        _fail(
+            f"-o {output}: {'this is a folder' if output.is_dir() else 'its folder does not exist'}; give a file name"
+        )
     if output.suffix != ".safetensors":
         _fail(f"-o {output}: a model file ends in .safetensors; `pixfit render` makes pictures of it")
     return [output]
@@ -279,7 +310,15 @@ def _fit_one(spec: Spec, store: Path, device: str, quiet: bool, *, name: str, re
             psnr = "" if at.psnr is None else f", {at.psnr:.1f} dB"
             show(at.fraction, f"step {at.step}{psnr}")
 
-        return run.fit(spec, Store(store), device=chosen, on_progress=on_progress, names={spec.id: name}, recipe=recipe, again=again)
+        return run.fit(
+            spec,
+            Store(store),
+            device=chosen,
+            on_progress=on_progress,
+            names={spec.id: name},
+            recipe=recipe,
+            again=again,
+        )
 
 
 def _report(result: Result, recipe: str, target: Path | None) -> dict[str, Any]:
@@ -327,7 +366,9 @@ def _finish(
 
 def _print_report(report: dict[str, Any]) -> None:
     def decibels(value: float | None) -> str:
-        return "lossless" if value is None and report["lossless"] else "not known" if value is None else f"{value:.2f} dB"
+        return (
+            "lossless" if value is None and report["lossless"] else "not known" if value is None else f"{value:.2f} dB"
+        )
 
     ratio = report["values_ratio"]
     caution = "; above about 0.5 a good PSNR says little" if ratio > 0.5 else ""
@@ -354,10 +395,14 @@ def _print_report(report: dict[str, Any]) -> None:
 @_command
 def render(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file of `pixfit fit`.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Picture to write: .png, .tif, .jpg, .webp or .npy.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Picture to write: .png, .tif, .jpg, .webp or .npy.")
+    ],
     scale: Annotated[float | None, typer.Option(help="Output pixels per source pixel, such as 4 or 0.5.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Output size instead of a scale.")] = None,
-    region: Annotated[str | None, typer.Option(metavar="X,Y,W,H", help="Part of the picture, in source pixels.")] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Part of the picture, in source pixels.")
+    ] = None,
     bits: Annotated[int | None, typer.Option(help="8 or 16; by default those of the source.")] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -394,7 +439,9 @@ def render(
 @_command
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file of `pixfit fit`.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help=".onnx, or .py for a plain-PyTorch script.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help=".onnx, or .py for a plain-PyTorch script.")
+    ],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -415,7 +462,9 @@ def export(
 @app.command(name="recipes")
 @_command
 def show_recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one in full, as JSON that `--recipe FILE` takes.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one in full, as JSON that `--recipe FILE` takes.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -445,16 +494,14 @@ def ls(store: StoreDir = _STORE, as_json: Json = False, quiet: Quiet = False) ->
 
     Example:  pixfit ls
     """
+    import dataclasses
+
     from pixfit.store import Store
 
     kept = Store(store)
     rows, flights = kept.rows(), kept.flights()
     if as_json:
-        running = [
-            {"id": f.id, "name": f.name, "status": "running" if f.alive else "interrupted", "step": f.step, "fraction": f.fraction,
-             "loss": f.loss, "psnr": f.psnr} for f in flights
-        ]  # fmt: skip
-        _emit({"fits": [{key: value for key, value in row.items() if key != "spec"} for row in rows], "in_flight": running})
+        _emit({"fits": rows, "in_flight": [dataclasses.asdict(flight) for flight in flights]})
         return
     if not rows and not flights:
         print(f"no fits in {store} yet; `pixfit fit coffee` makes one")
@@ -462,7 +509,8 @@ def ls(store: StoreDir = _STORE, as_json: Json = False, quiet: Quiet = False) ->
     print(f"{'id':<12} {'status':<14} {'PSNR':>9} {'steps':>8} {'seconds':>8}  {'recipe':<15} name")
     for row in rows:
         psnr = "lossless" if row["lossless"] else "" if row["psnr"] is None else f"{row['psnr']:.2f} dB"
-        print(f"{row['id'][:10]:<12} {row['status']:<14} {psnr:>9} {row['steps']:>8} {row['seconds']:>8.1f}  {row['recipe']:<15} {row['name']}")
+        numbers = f"{psnr:>9} {row['steps']:>8} {row['seconds']:>8.1f}"
+        print(f"{row['id'][:10]:<12} {row['status']:<14} {numbers}  {row['recipe']:<15} {row['name']}")
     for flight in flights:
         psnr = "" if flight.psnr is None else f"{flight.psnr:.2f} dB"
         status = f"running {flight.fraction:.0%}" if flight.alive else "interrupted"
@@ -473,7 +521,9 @@ def ls(store: StoreDir = _STORE, as_json: Json = False, quiet: Quiet = False) ->
 @_command
 def show(
     identity: Annotated[str, typer.Argument(metavar="ID", help="An id from `pixfit ls`, or the beginning of one.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="MODEL", help="Also write its model file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="MODEL", help="Also write its model file.")
+    ] = None,
     store: StoreDir = _STORE,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -490,8 +540,8 @@ def show(
         _fail(f"no fit in {store} begins with {identity!r}; `pixfit ls` lists them")
     if output is not None:
         modelfile.save(result, output)
-    _emit({**result.summary(), "remedy": result.status.remedy, "threads": result.threads, "versions": dict(result.versions),
-           "spec": result.spec.plain})  # fmt: skip
+    about = {"remedy": result.status.remedy, "threads": result.threads, "versions": dict(result.versions)}
+    _emit({**result.summary(), **about, "spec": result.spec.plain})
 
 
 @app.command()
@@ -512,7 +562,13 @@ def gc(
     found = kept.trash() if dry_run else kept.gc()
     freed = sum(item.bytes for item in found)
     if as_json:
-        _emit({"files": [{"path": str(item.path), "why": item.why, "bytes": item.bytes} for item in found], "bytes": freed, "dry_run": dry_run})
+        _emit(
+            {
+                "files": [{"path": str(item.path), "why": item.why, "bytes": item.bytes} for item in found],
+                "bytes": freed,
+                "dry_run": dry_run,
+            }
+        )
         return
     for item in found:
         print(f"{item.path}  {item.bytes:,} bytes, {item.why}")
@@ -545,7 +601,7 @@ def data_list(as_json: Json = False, quiet: Quiet = False) -> None:
     """
     from pixfit import images
 
-    sets = {}
+    sets: dict[str, dict[str, str | None]] = {}
     for name, entry in images.SETS.items():
         try:
             sets[name] = {"title": entry.title, "path": str(images.find_set(name).path)}
@@ -561,7 +617,11 @@ def data_list(as_json: Json = False, quiet: Quiet = False) -> None:
 
 @data_app.command("get")
 @_command
-def data_get(name: Annotated[str, typer.Argument(help="A set's name from `pixfit data list`.")], as_json: Json = False, quiet: Quiet = False) -> None:
+def data_get(
+    name: Annotated[str, typer.Argument(help="A set's name from `pixfit data list`.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Downloads a set, checks it, and says where it lies.
 
     Example:  pixfit data get kodak

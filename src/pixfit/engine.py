@@ -1,7 +1,8 @@
 """The training loop, the only one. It sees views and tensors: no path, no database, no truth.
 
-F fits of one shape are fitted in lockstep (`pixfit.stack`): weights and gradients are matrices (F, P), and seeds, learning
-rates, masks and step limits are vectors of length F. One fit is F = 1. `pixfit.run` decides which fits form a stack.
+F fits of one shape are fitted in lockstep (`pixfit.stack`): weights and gradients are matrices (F, P), and seeds,
+learning rates, masks and step limits are vectors of length F. One fit is F = 1. `pixfit.run` decides which fits form a
+stack.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pixfit import canonical, kernels
-from pixfit.optim import clip_rows
+from pixfit.optim import Muon, clip_rows
 from pixfit.problem import View
 from pixfit.schedules import Plateau, PlateauState
 from pixfit.spec import BestHeldOut, MovingAverage, Spec
@@ -95,7 +96,7 @@ class Watch(Protocol):
     """Sees a fit and cannot answer: what these return is not read."""
 
     def tick(self, step: int, fraction: float, losses: Sequence[float]) -> None:
-        """A sign of life, about ten times a second: the step, the fraction of the budget spent, the last losses (F)."""
+        """A sign of life, ten times a second: the step, the fraction of the budget spent, the last losses (F)."""
 
     def look(self, moment: Moment) -> None:
         """A point of the curve."""
@@ -110,16 +111,21 @@ class _Blind:
 
 
 def stack_key(job: Job) -> str:
-    """Fits with one key may be fitted as one stack: they differ only in pixels, weights, seed, rate, mask and limits."""
+    """Fits with one key may form one stack: they differ only in pixels, weights, seed, rate, mask and limits."""
     spec = job.spec
-    settings = {name: getattr(spec, name) for name in ("model", "loss", "batches", "estimate", "precision", "kernel", "stopping")}
-    optimiser = replace(spec.optimiser, lr=1.0)
+    settings = {
+        name: getattr(spec, name)
+        for name in ("model", "loss", "batches", "estimate", "precision", "kernel", "stopping")
+    }
+    # Muon's two rates keep their ratio, so fits with different ones do not share a working optimiser.
+    optimiser = spec.optimiser if isinstance(spec.optimiser, Muon) else replace(spec.optimiser, lr=1.0)
     samples = len(job.view.samples()[0]) if job.view.operator.pointwise else list(job.view.measurement.shape)
     timed = spec.id if spec.budget.seconds is not None else None
+    shape = {"samples": samples, "shape": job.view.shape, "weighted": job.view.use is not None}
+    operator = None if job.view.operator.pointwise else job.view.operator
     return canonical.text(
-        {**settings, "optimiser": optimiser, "samples": samples, "shape": job.view.shape, "keep": job.keep, "timed": timed,
-         "operator": None if job.view.operator.pointwise else job.view.operator, "weighted": job.view.use is not None}
-    )  # fmt: skip
+        {**settings, **shape, "optimiser": optimiser, "operator": operator, "keep": job.keep, "timed": timed}
+    )
 
 
 def fit(
@@ -148,7 +154,9 @@ def fit(
     if not jobs:
         raise ValueError("there is nothing to fit: the list of jobs is empty")
     if len({stack_key(job) for job in jobs}) > 1:
-        raise ValueError("these jobs differ in more than pixels, weights, seeds and limits; fit them in separate stacks")
+        raise ValueError(
+            "these jobs differ in more than pixels, weights, seeds and limits; fit them in separate stacks"
+        )
     loop = _Loop(jobs, torch.device(device), watch or _Blind(), every)
     if state is not None:
         loop.restore(state)
@@ -204,14 +212,16 @@ class _Loop:
         spec = jobs[0].spec
         self.jobs, self.spec, self.watch, self.device = jobs, spec, watch, device
         self.fits = len(jobs)
-        place = {"dtype": torch.float64 if spec.precision == "float64" else torch.float32, "device": device}
+        dtype = torch.float64 if spec.precision == "float64" else torch.float32
         weights, masks, views = [job.weights for job in jobs], [job.mask for job in jobs], [job.view for job in jobs]
-        self.stack = Stack(spec.model, views[0].shape[0], weights, masks, **place)
-        self.samples = Samples(spec.model, views, [job.spec.seed for job in jobs], spec.batches.pixels, **place)
+        self.stack = Stack(spec.model, views[0].shape[0], weights, masks, dtype=dtype, device=device)
+        self.samples = Samples(
+            spec.model, views, [job.spec.seed for job in jobs], spec.batches.pixels, dtype=dtype, device=device
+        )
         self.kernel = kernels.kernel_name(device, self.stack.widest, spec.kernel)
         self.weights = self.stack.weights.detach()
         self.stepper = spec.optimiser.start(self.weights, self.stack.layout)
-        self.rates = torch.tensor([[job.spec.optimiser.lr] for job in jobs], **place)
+        self.rates = torch.tensor([[job.spec.optimiser.lr] for job in jobs], dtype=dtype, device=device)
         schedule = spec.optimiser.schedule
         self.plateau = PlateauState(schedule, self.fits) if isinstance(schedule, Plateau) else None
         limits = [job.spec.budget.step_limit(self.samples.per_epoch) for job in jobs]
@@ -278,10 +288,9 @@ class _Loop:
         return losses.detach()
 
     def _learning_rates(self) -> Tensor:
-        if self.plateau is not None:
-            return self.rates * self.plateau.factors.to(self.rates)[:, None]
         factors = [self.spec.optimiser.schedule.factor(self.fraction(fit)) for fit in range(self.fits)]
-        return self.rates * torch.tensor(factors, dtype=self.rates.dtype, device=self.device)[:, None]
+        rates = self.rates * torch.tensor(factors, dtype=self.rates.dtype, device=self.device)[:, None]
+        return rates if self.plateau is None else rates * self.plateau.factors.to(self.rates)[:, None]
 
     def fraction(self, fit: int) -> float:
         """Of the budget spent, in [0, 1]."""
@@ -321,7 +330,7 @@ class _Loop:
         return running
 
     def _harvest(self) -> None:
-        """Moves the last losses to the CPU, ends fits whose loss is not finite, and remembers weights that were good."""
+        """Moves the last losses to the CPU, ends fits whose loss is not finite, remembers weights that were good."""
         chunk = self.chunk[:, : self.filled].cpu().clone()  # .cpu() alone would be a window on a CPU
         first, self.filled = self.step - self.filled, 0
         self.losses.append(chunk)
@@ -339,6 +348,10 @@ class _Loop:
         if self.ended[fit] is not None:
             return
         chosen = self.estimate() if self.best is None or self.best_error[fit] == math.inf else self.best
+        if not bool(chosen[fit].isfinite().all()):  # the very last update went wrong: no loss has told
+            self.final[fit] = self.good[fit]
+            self.ended[fit] = self._ending("diverged", f"the weights were not finite at step {self.step}", self.step)
+            return
         self.final[fit] = chosen[fit]
         self.ended[fit] = self._ending(verdict, reason, self.step)
 
@@ -360,14 +373,22 @@ class _Loop:
         for fit, job in enumerate(self.jobs):
             if job.view.held_out is None:
                 raise ValueError("the estimate BestHeldOut needs held-out pixels; give the problem held_out=0.1")
-            index = job.view.held_out.flatten().nonzero()[:, 0]
-            predicted = self.predict(weights, self.samples.grid[index][None])[fit].clamp(0, 1)
-            measured = job.view.measurement.flatten(1).T[index].to(predicted)
-            error = float((predicted - measured).square().mean())
+            error = float(self._held_out_errors(weights, job.view, job.view.held_out, fit).square().mean())
             if error < self.best_error[fit]:
                 self.best_error[fit] = error
                 self.best[fit] = weights[fit]
         self.clock.start()
+
+    def _held_out_errors(self, weights: Tensor, view: View, held_out: Tensor, fit: int) -> Tensor:
+        """Differences (n,) between what was measured at the held-out samples and what the weights predict there."""
+        if self.samples.pointwise:  # then only those pixels need to be computed
+            places = held_out.any(dim=0).flatten().nonzero()[:, 0]
+            predicted = self.predict(weights, self.samples.grid[places][None])[fit].clamp(0, 1).T
+            measured, wanted = view.measurement.flatten(1)[:, places], held_out.flatten(1)[:, places]
+        else:
+            picture = self.samples.picture(self.stack.predict(weights, self.samples.grid[None]))[fit]
+            predicted, measured, wanted = view.operator.forward(picture.clamp(0, 1)), view.measurement, held_out
+        return (predicted.cpu() - measured)[wanted.expand_as(measured)]
 
     def measured_psnr(self, weights: Tensor, limit: int | None = None) -> list[float]:
         """PSNR (F) of the clamped prediction against the fitted samples, or against about ``limit`` of them."""
@@ -384,7 +405,10 @@ class _Loop:
         error = (predicted.clamp(0, 1) - targets).square().double()
         means = (error if scale is None else error * scale).flatten(1).sum(dim=1) / _size(targets, scale)
         self.clock.start()
-        return [math.inf if mean == 0 else -10 * math.log10(mean) if math.isfinite(mean) else -math.inf for mean in means.tolist()]
+        return [
+            math.inf if mean == 0 else -10 * math.log10(mean) if math.isfinite(mean) else -math.inf
+            for mean in means.tolist()
+        ]
 
     def _show(self, *, last: bool) -> None:
         now = self.clock.seconds()
@@ -415,11 +439,12 @@ class _Loop:
         for fit, end in enumerate(self.ended):
             assert end is not None
             curve = losses[fit, : end["step"]].clone()
+            kept = {step: weights for step, weights in self.kept.items() if step <= end["step"]}
             out.append(
                 Outcome(
                     verdict=self._verdict(end, curve, levels[fit], fit), reason=end["reason"], steps=end["step"],
                     epochs=end["step"] / self.samples.per_epoch, weights=self.stack.named(self.final, fit),
-                    kept={step: self.stack.named(weights, fit) for step, weights in self.kept.items()},
+                    kept={step: self.stack.named(weights, fit) for step, weights in kept.items()},
                     losses=curve, psnr_measured=levels[fit], seconds=end["seconds"], process_seconds=self.clock.process,
                     evaluation_seconds=self.clock.evaluation, kernel=self.kernel,
                 )
@@ -453,7 +478,7 @@ class _Loop:
         if self.plateau is not None:
             tensors |= {f"plateau/{name}": value for name, value in self.plateau.tensors().items()}
         scalars = {
-            "step": self.step, "filled": self.filled, "ended": self.ended, "optimiser": self.stepper.scalars(),
+            "step": self.step, "filled": self.filled, "ended": list(self.ended), "optimiser": self.stepper.scalars(),
             "best_error": [None if value == math.inf else value for value in self.best_error],
             "clock": [self.clock.wall, self.clock.process, self.clock.evaluation],
         }  # fmt: skip

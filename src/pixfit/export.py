@@ -66,22 +66,21 @@ def write(source: Network | Result | str | Path, path: str | Path) -> tuple[Path
 
 def _convention(coordinates: Coordinates, height: int, width: int) -> str:
     """How to make the coordinates of a picture, one sentence a line."""
-    low, middle = (-1, 0) if coordinates.range == "signed" else (0, 0.5)
+    signed = coordinates.range == "signed"
     first, second = ("x", "y") if coordinates.order == "xy" else ("y", "x")
     if coordinates.alignment == "center":
         along = (
-            f"Sample i of n along an axis is a pixel centre, t = (i + 0.5) / n; the picture's edges are {low} and 1."
+            "Sample i of n along an axis is a pixel centre, at t = (i + 0.5) / n between the picture's edges 0 and 1."
         )
     else:
-        along = f"Sample i of n along an axis is at t = i / (n - 1), from {low} to 1; a single sample is at t = 0.5."
-    position = "2 t - 1" if coordinates.range == "signed" else "t"
-    lines = [
-        along,
-        f"Its position is {position}; column 0 is {first}, column 1 is {second}; x is to the right, y down.",
-    ]
+        along = "Sample i of n along an axis is at t = i / (n - 1), the first at 0, the last at 1; a single one at 0.5."
+    position = "2 t - 1, from -1 to 1" if signed else "t, from 0 to 1"
+    lines = [along, f"Its position is {position}; column 0 is {first}, column 1 {second}; x to the right, y down."]
     if coordinates.aspect == "keep" and height != width:
         name, ratio = ("x", f"{width} / {height}") if width < height else ("y", f"{height} / {width}")
-        lines.append(f"Along {name}, the shorter side, the distance from {middle} is then multiplied by {ratio}.")
+        lines.append(
+            f"Along {name}, the shorter side, the distance from {0 if signed else 0.5} is then multiplied by {ratio}."
+        )
     return "\n".join(lines)
 
 
@@ -147,7 +146,7 @@ def _write_onnx(network: Network, path: Path) -> tuple[Path, ...]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without two remarks that are not about this export: torch's use of an old name, and that torchvision is absent."""
+    """Without two remarks on other things than the export: torch's use of an old name, and torchvision's absence."""
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -170,9 +169,7 @@ def _write_script(network: Network, path: Path) -> tuple[Path, ...]:
     if not place.exists():
         modelfile.save(network, place)
     elif not _holds(place, network):
-        raise FileExistsError(
-            f"{place} holds something else, and the script needs it for its weights; give another name"
-        )
+        raise FileExistsError(f"{place} holds something else, but the script's weights go there; give another name")
     stored = place.read_bytes()
     numbers = stored[8 + int.from_bytes(stored[:8], "little") :]
     script = Template(_SCRIPT).substitute(values, digest=hashlib.sha256(numbers).hexdigest())
@@ -239,9 +236,8 @@ def _source_of(module: nn.Module) -> tuple[str, str]:
         wanted |= found
         nodes = [definitions[name] for name in found if name in definitions]
         found = {part.id for node in nodes for part in ast.walk(node) if isinstance(part, ast.Name)} - wanted
-    imports = [f"import {name}" for name in ("argparse", "hashlib", "json", "struct", "zlib")] + [
-        "from pathlib import Path"
-    ]
+    imports = ["from pathlib import Path"]
+    imports += [f"import {name}" for name in ("argparse", "hashlib", "json", "struct", "zlib")]
     for node in tree:
         if isinstance(node, ast.Import | ast.ImportFrom):
             node.names = [alias for alias in node.names if (alias.asname or alias.name) in wanted]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from pixfit.canonical import is_number
+
 __all__ = ["L1", "LOSSES", "MSE", "Huber", "Loss"]
 
 
@@ -44,8 +46,8 @@ class Huber(Loss):
     delta: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.delta > 0:
-            raise ValueError(f"delta is {self.delta}; it must be above 0")
+        if not (is_number(self.delta) and self.delta > 0):
+            raise ValueError(f"loss.delta is {self.delta!r}; it must be a number above 0")
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         return functional.huber_loss(prediction, target, reduction="none", delta=self.delta)

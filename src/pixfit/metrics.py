@@ -1,4 +1,4 @@
-"""Scores that need the truth: PSNR, SSIM, area under a curve, steps to a level. The training loop never imports this."""
+"""Scores that need the truth: PSNR, SSIM, area under a curve, steps to a level. The loop never imports this."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def best_constant_psnr(truth: Tensor) -> float:
 
 
 def ssim(prediction: Tensor, truth: Tensor) -> float | None:
-    """Structural similarity (Wang et al. 2004) with their Gaussian window: σ 1.5, 11×11, data range 1; mean over channels.
+    """Structural similarity (Wang et al. 2004), with their Gaussian window: σ 1.5, 11×11, data range 1.
 
-    Computed by scikit-image in strips with overlap, so that the memory does not grow with the picture.
+    The mean over channels, by scikit-image in strips with overlap, so that memory does not grow with the picture.
 
     Args:
         prediction: (C, H, W), clamped to [0, 1] first.
@@ -88,7 +88,7 @@ def ssim(prediction: Tensor, truth: Tensor) -> float | None:
         bottom = min(top + _ROWS, height - pad)
         rows = slice(top - pad, bottom + pad)
         for a, b in zip(prediction[:, rows], truth[:, rows], strict=True):
-            _, full = structural_similarity(
+            _, full = structural_similarity(  # type: ignore[no-untyped-call]
                 a.double().clamp(0, 1).cpu().numpy(), b.double().cpu().numpy(), data_range=1.0, gaussian_weights=True,
                 sigma=1.5, use_sample_covariance=False, full=True,
             )  # fmt: skip

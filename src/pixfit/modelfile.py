@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,9 +28,9 @@ from pixfit.spec import ESTIMATES, Batches, Spec
 from pixfit.starts import Start
 from pixfit.stopping import STOPPING, Budget
 
-__all__ = ["ModelFileError", "Network", "decode", "decode_spec", "load", "save", "size_in_bytes"]
+__all__ = ["KINDS", "ModelFileError", "Network", "decode", "decode_spec", "load", "save", "size_in_bytes"]
 
-_TABLE: dict[str, type] = {
+KINDS: dict[str, type] = {
     **MODELS, **ENCODINGS, **LOSSES, **OPTIMISERS, **SCHEDULES, **STOPPING, **ESTIMATES,
     "Coordinates": Coordinates, "Experts": Experts, "Budget": Budget, "Batches": Batches, "Start": Start,
 }  # fmt: skip
@@ -56,8 +57,8 @@ class Network:
 
     @classmethod
     def of(cls, result: Result) -> Network:
-        """The network of a finished fit. Raises ValueError where the fit left none."""
-        if not result.weights:
+        """The network of a finished fit. Raises ValueError where the fit left none, or one that is not finite."""
+        if not result.weights or not all(bool(value.isfinite().all()) for value in result.weights.values()):
             raise ValueError(f"this fit has no network: it is {result.status.value} ({result.reason})")
         return cls(result.spec.model, result.weights, result.spec.plain)
 
@@ -89,7 +90,9 @@ def save(network: Network | Result, path: str | Path) -> int:
     """Writes the model file, whole or not at all, and returns its size in bytes."""
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
-        raise ModelFileError(f"{target}: {'this is a folder' if target.is_dir() else 'its folder does not exist'}; give a file name")
+        raise ModelFileError(
+            f"{target}: {'this is a folder' if target.is_dir() else 'its folder does not exist'}; give a file name"
+        )
     data = _to_bytes(Network.of(network) if isinstance(network, Result) else network)
     files.write_bytes(target, data)
     return len(data)
@@ -105,7 +108,7 @@ def load(path: str | Path) -> Network:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises on names that the system finds too long
         raise ModelFileError(f"{path}: no such file; `pixfit fit PICTURE -o {path.name}` makes one")
     try:
         with safe_open(path, framework="pt") as stored:
@@ -113,20 +116,29 @@ def load(path: str | Path) -> Network:
             model = decode(record["model"])
             if not isinstance(model, Model):
                 raise ModelFileError(f"{path}: its model is a {type(model).__name__}, which is no network")
+            names = set(stored.keys())
+            experts = getattr(getattr(model, "experts", None), "count", 1)
+            if getattr(model, "hidden_layers", 0) * experts > len(names):  # before a hundred thousand layers are made
+                raise ModelFileError(f"{path}: it holds fewer tensors than the network that it names; it is damaged")
             channels = int(Sealed(dict(record["problem"])).shape[0])
             with torch.device("meta"):
                 expected = {name: list(value.shape) for name, value in model.network(2, channels).state_dict().items()}
-            found = {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+            found = {name: list(stored.get_slice(name).get_shape()) for name in names}
             if found != expected:
-                raise ModelFileError(f"{path}: its tensors are not those of the {type(model).__name__} that it names; it is damaged")
+                raise ModelFileError(
+                    f"{path}: its tensors are not those of the {type(model).__name__} that it names; it is damaged"
+                )
             weights = {name: stored.get_tensor(name) for name in expected}
     except ModelFileError as error:
-        raise error if str(path) in str(error) else ModelFileError(f"{path}: {error}") from None
+        raise error if str(path) in str(error) else ModelFileError(f"{path}: {_line(error)}") from None
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from None
+        raise ModelFileError(f"{path}: not a readable safetensors file ({_line(error)})") from None
     except (KeyError, TypeError, ValueError, RuntimeError, RecursionError, OverflowError, MemoryError) as error:
-        raise ModelFileError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from None
-    if not all(value.is_floating_point() and bool(value.isfinite().all()) for value in weights.values()):
+        raise ModelFileError(f"{path}: its description is damaged ({type(error).__name__}: {_line(error)})") from None
+    formats = {value.dtype for value in weights.values()}
+    if formats not in ({torch.float32}, {torch.float64}):
+        raise ModelFileError(f"{path}: its tensors must all be float32 or all float64; it is damaged")
+    if not all(bool(value.isfinite().all()) for value in weights.values()):
         raise ModelFileError(f"{path}: some of its weights are not finite numbers; fit the picture again")
     return Network(model, weights, record)
 
@@ -142,14 +154,14 @@ def decode(plain: Any) -> Any:
     if not isinstance(plain, dict):
         return plain
     kind = plain.get("kind")
-    if kind not in _TABLE:
-        raise ValueError(f"no settings are called {kind!r}{_nearest(str(kind), list(_TABLE))}")
-    known = [field.name for field in fields(_TABLE[kind])]
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"no settings are called {str(kind)[:50]!r}{_nearest(str(kind), list(KINDS))}")
+    known = [field.name for field in fields(KINDS[kind])]
     for name in plain:
         if name != "kind" and name not in known:
             raise ValueError(f"{kind} has no setting {name!r}{_nearest(name, known)}")
     try:
-        return _TABLE[kind](**{name: decode(value) for name, value in plain.items() if name != "kind"})
+        return KINDS[kind](**{name: decode(value) for name, value in plain.items() if name != "kind"})
     except TypeError as error:
         raise ValueError(f"{kind}: {error}") from None
 
@@ -171,26 +183,39 @@ def _to_bytes(network: Network) -> bytes:
     from safetensors.torch import save as to_safetensors
 
     tensors = {name: value.contiguous() for name, value in network.weights.items()}
-    text = json.dumps(network.record, sort_keys=True, separators=(",", ":"))
-    return to_safetensors(tensors, {"format": "pixfit", "schema": str(canonical.SCHEMA), "spec": text})
+    about = {"schema": canonical.SCHEMA, "spec": network.record}
+    # One entry only: safetensors writes several in random order, and one network should be one sequence of bytes.
+    return to_safetensors(tensors, {"pixfit": json.dumps(about, sort_keys=True, separators=(",", ":"))})
 
 
 def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    if metadata.get("format") != "pixfit" or "spec" not in metadata:
+    if "pixfit" not in metadata:
         raise ModelFileError(f"{path}: a safetensors file, but not one of pixfit's; `pixfit fit` makes those")
-    if int(metadata.get("schema", "0")) > canonical.SCHEMA:
-        raise ModelFileError(f"{path}: made by a newer pixfit (schema {metadata['schema']}); update pixfit to read it")
-    if len(metadata["spec"]) > _LONGEST_JSON:
+    if len(metadata["pixfit"]) > _LONGEST_JSON:
         raise ModelFileError(f"{path}: its description is longer than any spec can be; it is damaged")
-    record = json.loads(metadata["spec"])
-    if not isinstance(record, dict):
+    about = json.loads(metadata["pixfit"])
+    if (
+        not isinstance(about, dict)
+        or not isinstance(about.get("schema"), int)
+        or not isinstance(about.get("spec"), dict)
+    ):
         raise ModelFileError(f"{path}: its description is not a spec; it is damaged")
+    if about["schema"] > canonical.SCHEMA:
+        raise ModelFileError(f"{path}: made by a newer pixfit (schema {about['schema']}); update pixfit to read it")
+    record: dict[str, Any] = about["spec"]
     sides = record["problem"]["image"]
     if not all(isinstance(sides[name], int) and 1 <= sides[name] <= 2**24 for name in ("height", "width")) or not (
         isinstance(sides["channels"], int) and 1 <= sides["channels"] <= 4
     ):
         raise ModelFileError(f"{path}: it names a picture of impossible size; it is damaged")
+    if sides["bit_depth"] not in (8, 16, 32):
+        raise ModelFileError(f"{path}: it names a picture of an impossible bit depth; it is damaged")
     return record
+
+
+def _line(error: Exception) -> str:
+    """The error's text as one line of bearable length."""
+    return " ".join(str(error).split())[:300]
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -1,8 +1,8 @@
 """How a picture becomes a measurement: linear operators with exact adjoints.
 
-An operator is a frozen value. ``forward`` takes pictures ``(..., C, H, W)`` in [0, 1] to measurements, ``adjoint`` takes
-measurements back; ``⟨forward(x), y⟩ = ⟨x, adjoint(y)⟩`` for all x and y, which one test checks for every member of
-`OPERATORS`. To add one, write a frozen dataclass with these three methods and put it into the table.
+An operator is a frozen value. ``forward`` takes pictures ``(..., C, H, W)`` in [0, 1] to measurements, ``adjoint``
+takes measurements back; ``⟨forward(x), y⟩ = ⟨x, adjoint(y)⟩`` for all x and y, which one test checks for every member
+of `OPERATORS`. To add one, write a frozen dataclass with these methods and put it into the table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Operator:
     """Base of all operators: a linear map from a picture (C, H, W) to a measurement (C', H', W')."""
 
     pointwise: ClassVar[bool] = False
-    """Whether each measured sample depends on the pixel at its place alone; only then can a fit draw batches of pixels."""
+    """Whether a measured sample depends on the pixel at its place alone; only then can a fit draw batches of pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -131,7 +131,9 @@ class BoxDownsample(Operator):
     def output_shape(self, shape: Shape) -> Shape:
         channels, height, width = shape
         if height % self.factor or width % self.factor:
-            raise ValueError(f"a {width}×{height} picture cannot be cut into {self.factor}×{self.factor} blocks; crop it first")
+            raise ValueError(
+                f"a {width}×{height} picture cannot be cut into {self.factor}×{self.factor} blocks; crop it first"
+            )
         return channels, height // self.factor, width // self.factor
 
 

@@ -1,6 +1,6 @@
 """Optimisers and clipping, on stacked weights.
 
-Shape legend: F fits, P parameters of one fit. A stack of fits keeps its weights and gradients as matrices (F, P), so one
+Shape legend: F fits, P parameters of one fit. A stack of fits keeps weights and gradients as matrices (F, P), so one
 update serves all fits and a learning rate is a vector (F,). Settings are frozen dataclasses; ``start(weights, layout)``
 makes the working object, whose ``tensors()`` and ``scalars()`` are its whole state, for checkpoints.
 """
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pixfit.canonical import is_number, is_whole
 from pixfit.schedules import Constant, Schedule
 
 __all__ = [
@@ -47,10 +48,11 @@ class Optimiser:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lr <= 1e6:
-            raise ValueError(f"optimiser.lr is {self.lr}; it must be 0 or more")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"optimiser.clip_norm is {self.clip_norm}; it must be above 0, or null for no clipping")
+        _check_numbers(self, "lr")
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"optimiser.schedule is {self.schedule!r}; it must be a schedule, such as Cosine()")
+        if self.clip_norm is not None and not (is_number(self.clip_norm) and self.clip_norm > 0):
+            raise ValueError(f"optimiser.clip_norm is {self.clip_norm!r}; it must be above 0, or null for no clipping")
 
     def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
         """The working object for ``weights`` (F, P), which it will update in place."""
@@ -95,8 +97,9 @@ class SGD(Optimiser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optimiser.momentum is {self.momentum}; it must be 0 up to 1")
+        _check_momentum(self.momentum)
+        if not isinstance(self.nesterov, bool):
+            raise ValueError(f"optimiser.nesterov is {self.nesterov!r}; it must be true or false")
         if self.nesterov and not self.momentum:
             raise ValueError("optimiser.nesterov is a form of momentum; set optimiser.momentum above 0, such as 0.9")
 
@@ -128,6 +131,7 @@ class Adam(Optimiser):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_betas(self.betas)
+        _check_numbers(self, "eps")
 
     def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
         return _AdamStepper(weights, self.betas, self.eps, weight_decay=0.0)
@@ -138,6 +142,10 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_numbers(self, "weight_decay")
 
     def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
         return _AdamStepper(weights, self.betas, self.eps, self.weight_decay)
@@ -180,10 +188,15 @@ class ScheduleFreeAdamW(Optimiser):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_betas(self.betas)
+        _check_numbers(self, "eps", "weight_decay")
+        if not (is_whole(self.warmup_steps) and self.warmup_steps >= 0):
+            raise ValueError(f"optimiser.warmup_steps is {self.warmup_steps!r}; it must be a whole number, 0 or more")
         if not self.betas[0]:
             raise ValueError("optimiser.betas[0] is 0; schedule-free averaging needs it above 0, such as 0.9")
         if self.schedule != Constant():
-            raise ValueError("ScheduleFreeAdamW takes the schedule Constant() without warm-up; use optimiser.warmup_steps")
+            raise ValueError(
+                "ScheduleFreeAdamW takes the schedule Constant() without warm-up; use optimiser.warmup_steps"
+            )
 
     def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
         return _ScheduleFreeStepper(self, weights)
@@ -264,10 +277,10 @@ class Muon(Optimiser):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_betas(self.betas)
+        _check_numbers(self, "adam_lr", "eps", "weight_decay")
+        _check_momentum(self.momentum)
         if not self.lr:
             raise ValueError("optimiser.lr is 0; Muon needs it above 0, since adam_lr follows the schedule through it")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optimiser.momentum is {self.momentum}; it must be 0 up to 1")
 
     def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
         return _MuonStepper(self, weights, layout)
@@ -278,6 +291,8 @@ class _MuonStepper(Stepper):
         super().__init__(weights)
         self._settings = settings
         self._hidden = _hidden_matrices(layout)
+        if not self._hidden:
+            raise ValueError("this network has no hidden matrices for Muon; use Adam, or more hidden layers")
         # Parameters that Adam leaves alone have a zero gradient there, so its moments stay zero and nothing moves.
         self._others = torch.ones(weights.shape[1], device=weights.device, dtype=weights.dtype)
         for entry in self._hidden:
@@ -320,7 +335,8 @@ def _orthogonal(matrices: Tensor) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    size: Tensor = x.norm(dim=(-2, -1), keepdim=True)
+    x = x / size.clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
@@ -338,6 +354,19 @@ def clip_rows(gradient: Tensor, limit: float) -> None:
     gradient.mul_((limit / (norms + 1e-6)).clamp(max=1.0))
 
 
+def _check_numbers(optimiser: Optimiser, *names: str) -> None:
+    for name in names:
+        value = getattr(optimiser, name)
+        if not (is_number(value) and 0 <= value <= 1e6):
+            raise ValueError(f"optimiser.{name} is {value!r}; it must be from 0 to 1e6")
+
+
+def _check_momentum(momentum: float) -> None:
+    if not (is_number(momentum) and 0 <= momentum < 1):
+        raise ValueError(f"optimiser.momentum is {momentum!r}; it must be 0 up to 1")
+
+
 def _check_betas(betas: tuple[float, float]) -> None:
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"optimiser.betas is {betas}; it must be two numbers from 0 up to 1")
+    pair = isinstance(betas, tuple) and len(betas) == 2
+    if not (pair and all(is_number(beta) and 0 <= beta < 1 for beta in betas)):
+        raise ValueError(f"optimiser.betas is {betas!r}; it must be two numbers from 0 up to 1")

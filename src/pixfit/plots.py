@@ -51,7 +51,7 @@ def png(figure: Figure, *, dpi: int = 110) -> bytes:
 
 
 def error_map(estimate: Tensor, truth: Tensor, *, gain: float = 10.0) -> bytes:
-    """PNG of the absolute error of two pictures (C, H, W), mean over channels, times ``gain``: black is a perfect pixel."""
+    """PNG of the absolute error of two pictures (C, H, W), mean over channels, times ``gain``; black is no error."""
     error = (estimate.cpu().double().clamp(0, 1) - truth.cpu().double()).abs().mean(dim=0, keepdim=True) * gain
     return images.Image(error.clamp(0, 1).float())._repr_png_()
 

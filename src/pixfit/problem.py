@@ -56,7 +56,7 @@ class View:
         operator: how a picture becomes the measurement.
         shape: (C, H, W) of the picture that is sought.
         use: bool (1 or C', H', W'), the samples the loss may use; None: all.
-        held_out: bool (1, H', W'), measured samples kept out of the loss, for stopping and choosing; None: no such.
+        held_out: bool (1 or C', H', W'), measured samples kept out of the loss, for choosing; None: no such.
     """
 
     measurement: Tensor
@@ -132,8 +132,9 @@ class Problem:
             y = y * known
         measured = torch.ones(1, *y.shape[1:], dtype=torch.bool) if known is None else known.any(dim=0, keepdim=True)
         draw = torch.rand(measured.shape, generator=stream(self.seed, "held-out"))
-        held_out = measured & (draw < self.held_out)
-        use = (measured if known is None else known) & ~held_out
+        chosen = measured & (draw < self.held_out)
+        held_out = chosen if known is None else known & chosen
+        use = (measured if known is None else known) & ~chosen
         if not bool(use.any()):
             raise ValueError(f"held_out = {self.held_out} leaves no pixel to fit; lower it")
         if not bool(held_out.any()):
@@ -154,7 +155,9 @@ class Sealed:
 
     @property
     def view(self) -> View:
-        raise ValueError("this fit was read from a file, which never holds the picture; make the problem again from the picture")
+        raise ValueError(
+            "this fit was read from a file, which never holds the picture; make the problem again from the picture"
+        )
 
     def canonical_value(self) -> dict[str, Any]:
         return self.record

@@ -9,11 +9,12 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pixfit import modelfile
+from pixfit import canonical, modelfile
 from pixfit.models import Coordinates, Experts, Finer, Fourier, Gabor, Mlp, Siren, Wire
 from pixfit.optim import Adam, AdamW, Muon, ScheduleFreeAdamW
 from pixfit.problem import Problem
@@ -21,7 +22,10 @@ from pixfit.schedules import Constant, Cosine
 from pixfit.spec import Batches, Spec
 from pixfit.stopping import Budget, Steps
 
-__all__ = ["RECIPES", "Recipe", "RecipeError", "configure", "describe", "get"]
+__all__ = [
+    "RECIPES", "Recipe", "RecipeError", "climb_baseline", "climb_final", "configure", "describe", "fast", "finer_2024",
+    "get", "siren_2020", "wire_2023",
+]  # fmt: skip
 
 Recipe = Callable[[Problem], Spec]
 
@@ -42,7 +46,9 @@ def fast(problem: Problem) -> Spec:
         coordinates=Coordinates(range="unit"),
     )
     optimiser = Muon(lr=0.02, adam_lr=3e-3, schedule=Cosine(warmup=0.02))
-    return Spec(problem, model, optimiser=optimiser, batches=Batches(pixels=2048), budget=Steps(1500), precision="bfloat16")
+    return Spec(
+        problem, model, optimiser=optimiser, batches=Batches(pixels=2048), budget=Steps(1500), precision="bfloat16"
+    )
 
 
 def siren_2020(problem: Problem) -> Spec:
@@ -76,7 +82,7 @@ def climb_baseline(problem: Problem) -> Spec:
 
 
 def climb_final(problem: Problem) -> Spec:
-    """The last step of the published recipe climb (47.15 dB in 3 minutes on a GPU): two Gabor experts of 1024. For a GPU."""
+    """The last step of the published recipe climb (47.15 dB in 3 minutes on a GPU): two Gabor experts of 1024."""
     model = Mlp(
         hidden_layers=3,
         hidden_features=1024,
@@ -110,7 +116,7 @@ def get(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises on names that the system finds too long
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(RECIPES)}, or give a JSON file"
         raise RecipeError(f"no recipe or file is called {name!r}; {hint}")
@@ -118,14 +124,14 @@ def get(name: str) -> Recipe:
         plain = json.loads(path.read_text("utf-8"))
         if not isinstance(plain, dict) or "model" not in plain:
             raise ValueError("a recipe is a JSON object with at least a model, as `pixfit recipes fast` prints one")
-        modelfile.decode({name: value for name, value in plain.items() if name == "model"}["model"])
-    except (ValueError, RecursionError) as error:
+        modelfile.decode(plain["model"])
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not a recipe ({error})") from None
 
     def from_file(problem: Problem) -> Spec:
         try:
             return modelfile.decode_spec(plain, problem)
-        except (ValueError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise RecipeError(f"{path}: {error}") from None
 
     return from_file
@@ -151,7 +157,7 @@ def configure(spec: Spec, settings: Mapping[str, Any], *, recipe: str = "this re
     try:
         changed = modelfile.decode_spec(plain, spec.problem if isinstance(spec.problem, Problem) else None)
         return dataclasses.replace(changed, start=spec.start)
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{error}") from None
 
 
@@ -161,17 +167,38 @@ def _change(plain: dict[str, Any], dotted: str, value: Any, recipe: str) -> None
     for depth, name in enumerate([*path, last]):
         known = [key for key in place if key != "kind" and not (depth == 0 and key in ("problem", "start"))]
         if name not in known:
-            names = _dotted(plain)
-            close = difflib.get_close_matches(dotted, names, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+            hint = _hint(plain, dotted, place, [*path, last][:depth])
             raise RecipeError(f"no setting {dotted!r} in recipe {recipe!r}; {hint}")
         if depth < len(path):
             if not isinstance(place[name], dict):
                 raise RecipeError(f"{'.'.join(path[: depth + 1])!r} is {place[name]!r} and has no settings of its own")
             place = place[name]
-    if isinstance(place[last], dict) and isinstance(value, str):
+    parts = isinstance(place[last], dict)
+    if isinstance(value, str) and (parts or value in modelfile.KINDS):
         value = {"kind": value}
+    if isinstance(value, dict):
+        try:
+            value = dict(canonical.plain(modelfile.decode(value)))  # with its defaults, for settings that follow
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"{dotted}: {error}") from None
+    elif parts and value is not None:
+        inside = [f"{dotted}.{key}" for key in place[last] if key != "kind"]
+        raise RecipeError(
+            f"{dotted} takes the name of a class, not {value!r}" + (f"; or set {', '.join(inside)}" if inside else "")
+        )
     place[last] = value
+
+
+def _hint(plain: Mapping[str, Any], dotted: str, place: Mapping[str, Any], above: list[str]) -> str:
+    """The nearest name there is, by its last part first: people mistype that, or forget where a setting lives."""
+    names = _dotted(plain)
+    wanted = dotted.rpartition(".")[2]
+    lasts = [name.rpartition(".")[2] for name in names]
+    close = difflib.get_close_matches(wanted, lasts, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {names[lasts.index(close[0])]!r}?"
+    here = [".".join([*above, key]) for key in place if key != "kind" and (above or key not in ("problem", "start"))]
+    return f"there are {', '.join(here)}"
 
 
 def _dotted(plain: Mapping[str, Any], prefix: str = "") -> list[str]:

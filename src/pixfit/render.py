@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from pixfit import images, kernels, modelfile
+from pixfit.canonical import is_whole
 from pixfit.modelfile import Network
 from pixfit.result import Result
 
-__all__ = ["Frame", "bands", "frame", "render", "write"]
+__all__ = ["Frame", "Region", "bands", "frame", "render", "write"]
 
 _POINTS = 2**16  # samples that pass through the network at a time
 _LARGEST = 2**40  # samples of one render
+_LONGEST = 2**24  # samples along one of its sides
 
 Region = tuple[float, float, float, float]
 
@@ -44,9 +46,14 @@ def frame(
         ValueError: both a scale and a size, numbers that are not positive, or a region outside the picture.
     """
     _, height, width = network.shape
-    x, y, w, h = region if region is not None else (0, 0, width, height)
+    region = region if region is not None else (0, 0, width, height)
+    if len(region) != 4:
+        raise ValueError(f"region is {region}; give four numbers: x, y, width and height in the picture's pixels")
+    x, y, w, h = region
     if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
-        raise ValueError(f"region {x:g},{y:g},{w:g},{h:g} is not inside the {width}×{height} picture; give X,Y,W,H in its pixels")
+        raise ValueError(
+            f"region {x:g},{y:g},{w:g},{h:g} is not inside the {width}×{height} picture; give X,Y,W,H in its pixels"
+        )
     if scale is not None and size is not None:
         raise ValueError("give either a scale or a size, not both")
     if size is None:
@@ -54,8 +61,11 @@ def frame(
         if not 0 < factor <= 2**20:
             raise ValueError(f"scale is {factor:g}; it must be above 0 and at most {2**20}")
         size = (max(1, round(w * factor)), max(1, round(h * factor)))
-    if not (size[0] >= 1 and size[1] >= 1 and size[0] * size[1] <= _LARGEST):
-        raise ValueError(f"size {size[0]}×{size[1]} cannot be rendered; sides are 1 or more, and at most 2^40 pixels in all")
+    if not all(is_whole(side) and 1 <= side <= _LONGEST for side in size) or size[0] * size[1] > _LARGEST:
+        raise ValueError(
+            f"size {size[0]}×{size[1]} cannot be rendered; sides are whole numbers from 1 to 2^24, "
+            "and at most 2^40 pixels in all"
+        )
     return Frame(size[1], size[0], (x, y, w, h))
 
 
@@ -77,7 +87,10 @@ def bands(network: Network, wanted: Frame, *, device: torch.device | str = "cpu"
     for top in range(0, wanted.height, tall):
         part = rows[top : top + tall]
         with kernels.fast_matmul(kernel):
-            strips = [module(network.model.coordinates.mesh(part, strip)).float().cpu() for strip in columns.split(_POINTS)]
+            strips = [
+                module(network.model.coordinates.mesh(part, strip)).float().cpu()
+                for strip in columns.split(_POINTS)  # type: ignore[no-untyped-call]
+            ]
         outputs = [strip.reshape(len(part), -1, channels) for strip in strips]
         yield network.model.to_pixels(torch.cat(outputs, dim=1)).permute(2, 0, 1)
 
@@ -119,14 +132,20 @@ def write(
     wanted = frame(network, scale=scale, size=size, region=region)
     path = Path(path)
     streamed = path.suffix.lower() in (".png", ".tif", ".tiff")
-    depth = bit_depth or (16 if network.bit_depth > 8 and streamed else 8)
     if not streamed:
-        images.save(render(network, size=(wanted.width, wanted.height), region=wanted.region, device=device).clamp(0, 1), path, bit_depth=bit_depth)
+        images.save(
+            render(network, size=(wanted.width, wanted.height), region=wanted.region, device=device).clamp(0, 1),
+            path,
+            bit_depth=bit_depth,
+        )
         progress(1.0)
         return wanted
-    channels = network.shape[0]
+    if bit_depth is None:
+        bit_depth = 16 if network.bit_depth > 8 else 8
     done = 0
-    with images.BandWriter(path, width=wanted.width, height=wanted.height, channels=channels, bit_depth=depth) as writer:
+    with images.BandWriter(
+        path, width=wanted.width, height=wanted.height, channels=network.shape[0], bit_depth=bit_depth
+    ) as writer:
         for band in bands(network, wanted, device=device):
             writer.write(band.clamp(0, 1))
             done += band.shape[1]

@@ -27,7 +27,12 @@ _CROP = 96  # pixels of the source in the magnified detail
 
 
 def write_fit(
-    result: Result, folder: str | Path, *, title: str, zoom: int = 4, progress: Callable[[float], None] = lambda fraction: None
+    result: Result,
+    folder: str | Path,
+    *,
+    title: str,
+    zoom: int = 4,
+    progress: Callable[[float], None] = lambda fraction: None,
 ) -> Path:
     """Writes pictures, the curve, the model and ``index.html`` of a finished fit into a folder, and returns the page.
 
@@ -53,7 +58,9 @@ def write_fit(
     files.write_bytes(folder / "error.png", plots.error_map(result.estimate, truth))
     curve = plots.fit_curve(result)
     files.write_bytes(folder / "curve.png", plots.png(curve))
-    frame = render.write(network, folder / f"fit-{zoom}x.png", scale=zoom, bit_depth=8, progress=lambda f: progress(0.9 * f))
+    frame = render.write(
+        network, folder / f"fit-{zoom}x.png", scale=zoom, bit_depth=8, progress=lambda f: progress(0.9 * f)
+    )
     region = _busiest(truth, _CROP)
     _write_details(network, truth, region, zoom, folder)
     progress(1.0)
@@ -64,7 +71,7 @@ def write_fit(
 
 
 def _write_details(network: Network, truth: Tensor, region: tuple[int, int, int, int], zoom: int, folder: Path) -> None:
-    """The same detail of the source magnified three ways: by repeating pixels, by bicubic resizing, and by the network."""
+    """One detail of the source magnified three ways: pixels repeated, bicubic, and by the network."""
     x, y, w, h = region
     detail = truth[None, :, y : y + h, x : x + w]
     ways = {
@@ -104,22 +111,33 @@ def _rows(result: Result, size: int) -> list[tuple[str, str]]:
         ("SSIM", "not defined under 11 pixels" if summary["ssim"] is None else f"{summary['ssim']:.4f}"),
         ("parameters per pixel value", f"{summary['values_ratio']:.3f}"),
         ("model file", f"{size:,} bytes, {size * 8 / pixels:.2f} bits per pixel"),
-        ("training", f"{summary['steps']} steps in {summary['seconds']:.1f} s on {summary['device']} ({summary['kernel']})"),
+        (
+            "training",
+            f"{summary['steps']} steps in {summary['seconds']:.1f} s on {summary['device']} ({summary['kernel']})",
+        ),
         ("ended", f"{summary['status']} ({summary['stop_reason']})"),
         ("id", summary["id"]),
     ]
 
 
 def _page(
-    title: str, rows: list[tuple[str, str]], result: Result, zoom: int, frame: render.Frame, region: tuple[int, int, int, int]
+    title: str,
+    rows: list[tuple[str, str]],
+    result: Result,
+    zoom: int,
+    frame: render.Frame,
+    region: tuple[int, int, int, int],
 ) -> str:
     x, y, w, h = region
 
     def figure(name: str, caption: str) -> str:
-        return f'<figure><a href="{name}"><img src="{name}" alt="{html.escape(caption)}"></a><figcaption>{caption}</figcaption></figure>'
+        picture = f'<a href="{name}"><img src="{name}" alt="{html.escape(caption)}"></a>'
+        return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
     table = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
-    pictures = figure("original.png", "the picture") + figure("fit.png", "the network's") + figure("error.png", "error × 10")
+    pictures = (
+        figure("original.png", "the picture") + figure("fit.png", "the network's") + figure("error.png", "error × 10")
+    )
     details = "".join(
         figure(f"detail-{name}.png", caption)
         for name, caption in (("nearest", "pixels repeated"), ("bicubic", "bicubic"), ("network", "the network"))
@@ -128,18 +146,20 @@ def _page(
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #30343b; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #30343b; max-width: 68rem; margin: 2rem auto }}
 .row {{ display: flex; flex-wrap: wrap; gap: 1rem }} figure {{ margin: 0; flex: 1 1 18rem }}
 img {{ width: 100%; border-radius: 4px }} figcaption {{ color: #6b7280; font-size: 14px }}
-th {{ text-align: left; font-weight: 500; padding-right: 2rem; color: #6b7280 }} td {{ font-variant-numeric: tabular-nums }}
+th {{ text-align: left; font-weight: 500; padding-right: 2rem; color: #6b7280 }}
+td {{ font-variant-numeric: tabular-nums }}
 </style>
 <h1>{html.escape(title)}</h1>
 <div class="row">{pictures}</div>
 <h2>How it went</h2>
-<div class="row"><figure>{figure("curve.png", "PSNR on a sample of pixels, and the loss")}</figure><table>{table}</table></div>
+<div class="row">{figure("curve.png", "PSNR on a sample of pixels, and the loss")}<table>{table}</table></div>
 <h2>{zoom}× closer</h2>
-<p>The {w}×{h} pixels at ({x}, {y}), magnified. The network was never told what lies between two pixels: judge for yourself.
-The whole picture at {frame.width}×{frame.height} is <a href="fit-{zoom}x.png">fit-{zoom}x.png</a>, rendered from
+<p>The {w}×{h} pixels at ({x}, {y}), magnified. Nobody told the network what lies between two pixels:
+judge for yourself. The whole picture at {frame.width}×{frame.height} is
+<a href="fit-{zoom}x.png">fit-{zoom}x.png</a>, rendered from
 <a href="model.safetensors">model.safetensors</a> alone:
 <code>pixfit render model.safetensors -o large.png --scale {zoom}</code></p>
 <div class="row">{details}</div>
@@ -158,12 +178,13 @@ def doctor(store: str | Path) -> dict[str, Any]:
         "pixfit": pixfit.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "processor": f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores",
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none found; fits run on the processor",
         "kernel": kernel,
         "why": _why(kernel),
-        "matrix products": f"{plain:.0f} GFLOP/s in torch" + ("" if chosen is None else f", {chosen:.0f} with {kernel}"),
+        "matrix products": f"{plain:.0f} GFLOP/s in torch"
+        + ("" if chosen is None else f", {chosen:.0f} with {kernel}"),
         "extras missing": ", ".join(f'{name} (pip install "pixfit[{name}]")' for name in missing) or "none",
         "store": str(Path(store).resolve()),
         "pictures": str(images.data_folder()),
@@ -172,7 +193,7 @@ def doctor(store: str | Path) -> dict[str, Any]:
 
 def _why(kernel: str) -> str:
     if kernel == "torch-onednn":
-        return "oneDNN's float32 products passed the accuracy check on this machine; used for layers of 48 or more features"
+        return "oneDNN's float32 products passed the accuracy check here; used for layers of 48 or more features"
     if kernel == "torch":
         return "oneDNN's products are not available or did not pass the float32 accuracy check; torch's own are used"
     return "a GPU was found"
@@ -188,5 +209,3 @@ def _speed(kernel: str) -> float:
             functional.linear(x, w)
             best = min(best, time.perf_counter() - began)
     return 2 * 4096 * 256 * 256 / best / 1e9
-
-

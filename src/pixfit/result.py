@@ -111,9 +111,18 @@ class Result:
         return self.parameters / (channels * height * width)
 
     def save_image(self, path: str | Path, *, bit_depth: int | None = None) -> None:
-        """Writes the fitted picture at its original size. Raises ValueError where there is none."""
+        """Writes the fitted picture at its original size. Raises ValueError where there is none.
+
+        Args:
+            path: the suffix chooses the format, see `pixfit.images.save`.
+            bit_depth: by default 16 for PNG and TIFF of a picture deeper than 8 bits, 32 for .npy, otherwise 8.
+        """
         if self.estimate is None:
-            raise ValueError(f"this fit has no picture: it is {self.status.value} ({self.reason}). {self.status.remedy}")
+            raise ValueError(
+                f"this fit has no picture: it is {self.status.value} ({self.reason}). {self.status.remedy}"
+            )
+        if bit_depth is None and Path(path).suffix.lower() in (".png", ".tif", ".tiff"):
+            bit_depth = 16 if self.spec.plain["problem"]["image"]["bit_depth"] > 8 else 8
         images.save(self.estimate, path, bit_depth=bit_depth)
 
     def summary(self) -> dict[str, Any]:

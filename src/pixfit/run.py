@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 import pixfit
-
 from pixfit import engine, metrics, render, starts
 from pixfit.problem import Problem, stream
 from pixfit.result import Result, Status
@@ -31,6 +30,8 @@ from pixfit.spec import Record, Spec
 from pixfit.store import Store
 
 __all__ = ["Progress", "choose_device", "fit"]
+
+_SAVE_EVERY = 60.0  # seconds between two checkpoints: what a killed program loses at most
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,40 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     if device in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)  # type: ignore[arg-type]
+        chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here ({reason}); give cpu, or cuda on a machine with a GPU") from None
+        raise ValueError(
+            f"device {device!r} cannot be used here ({reason}); give cpu, or cuda on a machine with a GPU"
+        ) from None
     return chosen
 
 
 @overload
-def fit(specs: Spec, store: Store | None = None, *, device: str | torch.device | None = None, record: Record | None = None,
-        on_progress: Callable[[Progress], None] | None = None, again: bool = False, names: Mapping[str, str] | None = None,
-        recipe: str = "") -> Result: ...  # fmt: skip
+def fit(
+    specs: Spec,
+    store: Store | None = None,
+    *,
+    device: str | torch.device | None = None,
+    record: Record | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    again: bool = False,
+    names: Mapping[str, str] | None = None,
+    recipe: str = "",
+) -> Result: ...
 @overload
-def fit(specs: Sequence[Spec], store: Store | None = None, *, device: str | torch.device | None = None,
-        record: Record | None = None, on_progress: Callable[[Progress], None] | None = None, again: bool = False,
-        names: Mapping[str, str] | None = None, recipe: str = "") -> list[Result]: ...  # fmt: skip
+def fit(
+    specs: Sequence[Spec],
+    store: Store | None = None,
+    *,
+    device: str | torch.device | None = None,
+    record: Record | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    again: bool = False,
+    names: Mapping[str, str] | None = None,
+    recipe: str = "",
+) -> list[Result]: ...
 def fit(
     specs: Spec | Sequence[Spec],
     store: Store | None = None,
@@ -123,18 +142,24 @@ class _Runner:
     names: dict[str, str]
     recipe: str
 
-    def run(self, wanted: Sequence[Spec], *, again: bool, interrupted: Callable[[], bool], strict: bool) -> dict[str, Result]:
+    def run(
+        self, wanted: Sequence[Spec], *, again: bool, interrupted: Callable[[], bool], strict: bool
+    ) -> dict[str, Result]:
         results: dict[str, Result] = {}
-        order, keep = _parents_first(wanted)
+        order, keep = _parents_first(wanted, self.record.keep)
         for spec in order:
             found = None if again or self.store is None else self.store.get(spec)
-            if found is not None and found.status.finished and set(keep[spec.id]) <= set(found.kept):
+            if found is not None and found.status.finished and _keeps(found, keep[spec.id]):
                 results[spec.id] = _with_estimate(found, self.device)
         waiting = [spec for spec in order if spec.id not in results]
         while waiting:
+            if interrupted():
+                reason, device = "interrupted before it began", str(self.device)
+                results |= {spec.id: Result(spec, Status.CANCELLED, reason, {}, device=device) for spec in waiting}
+                return results
             ready = [spec for spec in waiting if _parent(spec) is None or _parent_id(spec) in results]
             for group in self._groups(ready, results, keep, strict=strict):
-                self._fit_group(group, results, keep, interrupted, strict=strict)
+                self._fit_group(group, results, interrupted, again=again, strict=strict)
             waiting = [spec for spec in waiting if spec.id not in results]
         return results
 
@@ -159,24 +184,26 @@ class _Runner:
         self,
         group: Sequence[tuple[Spec, engine.Job]],
         results: dict[str, Result],
-        keep: Mapping[str, tuple[int, ...]],
         interrupted: Callable[[], bool],
         *,
+        again: bool,
         strict: bool,
     ) -> None:
         specs, jobs = [spec for spec, _ in group], [job for _, job in group]
         if interrupted():
-            for spec in specs:
-                results[spec.id] = Result(spec, Status.CANCELLED, "interrupted before it began", {}, device=str(self.device))
             return
-        key = specs[0].id if len(specs) == 1 else hashlib.sha256("/".join(s.id for s in specs).encode()).hexdigest()[:20]
+        key = (
+            specs[0].id if len(specs) == 1 else hashlib.sha256("/".join(s.id for s in specs).encode()).hexdigest()[:20]
+        )
         watch = _Watch(specs, self.store, self.on_progress, self.record.points, self.names)
         try:
             outcomes = None
-            resumed = self._resumed(key, watch)
-            for state in engine.fit(
-                jobs, device=self.device, watch=watch, every=self.record.every, state=resumed, interrupt=interrupted
-            ):
+            resumed = None if again else self._resumed(key, jobs[0].keep, watch)
+            states = engine.fit(
+                jobs, device=self.device, watch=watch, every=self.record.every, state=resumed,
+                save_every=_SAVE_EVERY, interrupt=interrupted,
+            )  # fmt: skip
+            for state in states:
                 outcomes = state.outcomes
                 if self.store is not None and (outcomes is None or any(o.verdict == "cancelled" for o in outcomes)):
                     self.store.save_checkpoint(key, state.tensors, {**state.scalars, "watch": watch.scalars()})
@@ -190,16 +217,18 @@ class _Runner:
                 if spec.id not in results:
                     self._file(_failure(spec, error, self.device), results)
 
-    def _resumed(self, key: str, watch: _Watch) -> engine.State | None:
-        """The state of an interrupted run of the same fit; a damaged one is an error, never silently begun anew."""
-        found = None if self.store is None else self.store.load_checkpoint(key)
-        if found is None:
+    def _resumed(self, key: str, keep: tuple[int, ...], watch: _Watch) -> engine.State | None:
+        """The state of an interrupted run of the same fits; a damaged one is an error, never silently begun anew."""
+        if self.store is None or (found := self.store.load_checkpoint(key)) is None:
             return None
         tensors, scalars = found
-        if self.store is not None and (done := self.store.get(watch.specs[0])) is not None and done.status.finished:
-            return None  # fitted again on request: the checkpoint is of the earlier run
+        step = int(scalars["step"])
+        if any(wanted < step and f"kept/{wanted}" not in tensors for wanted in keep):
+            return None  # weights of a step are wanted that the earlier run passed without keeping them
+        if (done := self.store.get(watch.specs[0])) is not None and done.status.finished:
+            return None  # the checkpoint is of a run that has ended
         watch.restore(scalars.pop("watch"))
-        return engine.State(int(scalars["step"]), tensors, scalars)
+        return engine.State(step, tensors, scalars)
 
     def _file(self, result: Result, results: dict[str, Result]) -> None:
         results[result.id] = result
@@ -262,10 +291,13 @@ class _Watch:
         self._psnr = [[float(level) for level in row] for row in scalars["psnr"]]  # type: ignore[attr-defined]
 
 
-def _parents_first(wanted: Sequence[Spec]) -> tuple[list[Spec], dict[str, tuple[int, ...]]]:
-    """Every spec to fit, parents before children, each once; and the steps that each must keep for its children."""
+def _parents_first(wanted: Sequence[Spec], kept: Sequence[int]) -> tuple[list[Spec], dict[str, tuple[int, ...]]]:
+    """Every spec to fit, parents before children, each once; and the steps that each must keep.
+
+    Those are ``kept`` for the specs that were asked for, and the steps that children start from for all.
+    """
     order: dict[str, Spec] = {}
-    keep: dict[str, set[int]] = {}
+    keep: dict[str, set[int]] = {spec.id: set(kept) for spec in wanted}
 
     def add(spec: Spec) -> None:
         chain = [spec]
@@ -281,6 +313,11 @@ def _parents_first(wanted: Sequence[Spec]) -> tuple[list[Spec], dict[str, tuple[
     for spec in wanted:
         add(spec)
     return list(order.values()), {identity: tuple(sorted(steps)) for identity, steps in keep.items()}
+
+
+def _keeps(result: Result, steps: tuple[int, ...]) -> bool:
+    """Whether the result has the weights of these steps, as far as it ever reached them."""
+    return all(step in result.kept or step > result.steps for step in steps)
 
 
 def _parent(spec: Spec) -> Spec | None:
@@ -312,7 +349,9 @@ def _source(spec: Spec, results: Mapping[str, Result]) -> Mapping[str, Tensor] |
         if spec.start.step is None:
             return parent.weights
         if spec.start.step not in parent.kept:
-            raise ValueError(f"its start {named.id} ended after {parent.steps} steps and never reached step {spec.start.step}")
+            raise ValueError(
+                f"its start {named.id} ended after {parent.steps} steps and never reached step {spec.start.step}"
+            )
         return parent.kept[spec.start.step]
     return None if named is None else dict(named.tensors)
 
@@ -374,5 +413,3 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, before)
-
-

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pixfit.canonical import is_number, is_whole
+
 __all__ = ["SCHEDULES", "Constant", "Cosine", "Linear", "Plateau", "PlateauState", "Schedule"]
 
 
@@ -23,8 +25,8 @@ class Schedule:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"schedule.warmup is {self.warmup}; it is a fraction of the budget, from 0 up to 1")
+        if not (is_number(self.warmup) and 0 <= self.warmup < 1):
+            raise ValueError(f"schedule.warmup is {self.warmup!r}; it is a fraction of the budget, from 0 up to 1")
 
     def factor(self, progress: float) -> float:
         """The factor after the fraction ``progress`` in [0, 1] of the budget."""
@@ -99,9 +101,12 @@ class Plateau(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_fractions(self, "decay", "threshold")
-        for name in ("patience", "min_lr", "eps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"schedule.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not (is_whole(self.patience) and self.patience >= 0):
+            raise ValueError(f"schedule.patience is {self.patience!r}; it must be a whole number, 0 or more epochs")
+        for name in ("min_lr", "eps"):
+            value = getattr(self, name)
+            if not (is_number(value) and value >= 0):
+                raise ValueError(f"schedule.{name} is {value!r}; it must be a number, 0 or more")
 
     def after_warmup(self, progress: float) -> float:
         return 1.0
@@ -153,5 +158,6 @@ class PlateauState:
 
 def _check_fractions(schedule: Schedule, *names: str) -> None:
     for name in names:
-        if not 0 <= getattr(schedule, name) <= 1:
-            raise ValueError(f"schedule.{name} is {getattr(schedule, name)}; it must be 0 to 1")
+        value = getattr(schedule, name)
+        if not (is_number(value) and 0 <= value <= 1):
+            raise ValueError(f"schedule.{name} is {value!r}; it must be a number from 0 to 1")

@@ -11,9 +11,10 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from pixfit import canonical
+from pixfit.canonical import is_number, is_whole
 from pixfit.losses import MSE, Loss
 from pixfit.models import Model
-from pixfit.optim import Adam, Optimiser
+from pixfit.optim import Adam, Optimiser, ScheduleFreeAdamW
 from pixfit.problem import Problem, Sealed
 from pixfit.starts import Start
 from pixfit.stopping import Budget, Never, Steps, Stopping
@@ -38,8 +39,10 @@ class Batches:
     pixels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.pixels is not None and self.pixels < 1:
-            raise ValueError(f"batches.pixels is {self.pixels}; it must be 1 or more, or null for full batches")
+        if self.pixels is not None and not (is_whole(self.pixels) and self.pixels >= 1):
+            raise ValueError(
+                f"batches.pixels is {self.pixels!r}; it must be a whole number, 1 or more, or null for full batches"
+            )
 
     def steps_per_epoch(self, samples: int) -> int:
         return 1 if self.pixels is None else -(-samples // self.pixels)
@@ -61,8 +64,8 @@ class MovingAverage(Estimate):
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"estimate.decay is {self.decay}; it must be 0 up to 1")
+        if not (is_number(self.decay) and 0 <= self.decay < 1):
+            raise ValueError(f"estimate.decay is {self.decay!r}; it must be 0 up to 1")
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class BestHeldOut(Estimate):
     every: int = 50
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"estimate.every is {self.every}; it must be 1 or more steps")
+        if not (is_whole(self.every) and self.every >= 1):
+            raise ValueError(f"estimate.every is {self.every!r}; it must be a whole number, 1 or more steps")
 
 
 ESTIMATES: dict[str, type[Estimate]] = {"Last": Last, "MovingAverage": MovingAverage, "BestHeldOut": BestHeldOut}
@@ -92,6 +95,21 @@ class Record:
     every: int | None = None
     points: int = 16384
     keep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.every is not None and not (is_whole(self.every) and self.every >= 1):
+            raise ValueError(f"record.every is {self.every!r}; it must be a whole number, 1 or more steps, or None")
+        if not (is_whole(self.points) and self.points >= 1):
+            raise ValueError(f"record.points is {self.points!r}; it must be a whole number, 1 or more pixels")
+        if not isinstance(self.keep, tuple) or not all(is_whole(step) and step >= 0 for step in self.keep):
+            raise ValueError(f"record.keep is {self.keep!r}; it must be a tuple of steps, such as (0, 100)")
+
+
+_PARTS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
+    ("problem", (Problem, Sealed), "Problem(image)"), ("model", Model, "Siren()"), ("start", Start, "Start()"),
+    ("loss", Loss, "MSE()"), ("optimiser", Optimiser, "Adam()"), ("batches", Batches, "Batches(pixels=2048)"),
+    ("budget", Budget, "Steps(2000)"), ("stopping", Stopping, "Never()"), ("estimate", Estimate, "Last()"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,14 +146,19 @@ class Spec:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind, example in _PARTS:
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be settings, such as {example}")
         for name, value, allowed in (
             ("precision", self.precision, get_args(Precision)),
             ("kernel", self.kernel, get_args(Kernel)),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it may be {', '.join(allowed)}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must be 0 to 2^63 - 1")
+        if not (is_whole(self.seed) and 0 <= self.seed < 2**63):
+            raise ValueError(f"seed is {self.seed!r}; it must be 0 to 2^63 - 1")
+        if isinstance(self.estimate, MovingAverage) and isinstance(self.optimiser, ScheduleFreeAdamW):
+            raise ValueError("ScheduleFreeAdamW averages the weights itself; use the estimate Last with it")
         if isinstance(self.estimate, BestHeldOut) and isinstance(self.problem, Problem) and self.problem.held_out == 0:
             raise ValueError("the estimate BestHeldOut needs held-out pixels; give the problem held_out=0.1")
         operator = self.problem.operator if isinstance(self.problem, Problem) else None
@@ -149,12 +172,12 @@ class Spec:
     def plain(self) -> Mapping[str, Any]:
         """The canonical form, every default written out; a parent fit stands in it as its id."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        parent = self.start.weights
-        if isinstance(parent, Spec):
-            start = {"kind": "Start", **{name: getattr(self.start, name) for name in self.start.__dataclass_fields__}}
-            fields["start"] = {**start, "weights": {"kind": "Spec", "id": parent.id}}
         form: Mapping[str, Any] = canonical.plain({"kind": "Spec", **fields})
         return form
+
+    def canonical_value(self) -> dict[str, Any]:
+        """A spec that stands in another one, as its parent, is known by its id."""
+        return {"kind": "Spec", "id": self.id}
 
     @cached_property
     def id(self) -> str:

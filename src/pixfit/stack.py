@@ -60,7 +60,8 @@ class Stack:
         self.weights = torch.stack(rows).to(device)
         self.gradient = torch.zeros_like(self.weights)
         self.buffers = {
-            name: torch.stack([named[name] for named in weights]).to(device, dtype) for name, _ in self.network.named_buffers()
+            name: torch.stack([named[name] for named in weights]).to(device, dtype)
+            for name, _ in self.network.named_buffers()
         }
         self.mask = None if all(mask is None for mask in masks) else self._stacked(masks)
         if self.mask is not None:
@@ -121,7 +122,7 @@ class Stack:
     @torch.no_grad()
     def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
         """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2), tile by tile, without gradients."""
-        tiles = coordinates.to(self.device, self.dtype).split(self.tile, dim=1)
+        tiles = coordinates.to(self.device, self.dtype).split(self.tile, dim=1)  # type: ignore[no-untyped-call]
         return torch.cat([self._call(weights, tile) for tile in tiles], dim=1)
 
     def named(self, weights: Tensor, fit: int) -> dict[str, Tensor]:
@@ -188,7 +189,7 @@ class Samples:
             return self.coordinates, self.targets, self.weights
         epoch, place = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            # The order of an epoch hangs on the seed and its number alone, so that a resumed fit draws what it would have.
+            # An epoch's order hangs on the seed and its number alone, so that a resumed fit draws what it would have.
             orders = [torch.randperm(self.count, generator=stream(seed, f"batches/{epoch}")) for seed in self.seeds]
             self._order = (epoch, torch.stack(orders).to(self.device))
         index = self._order[1][:, place * self.batch_size : (place + 1) * self.batch_size]

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixfit.canonical import is_whole
+
 __all__ = ["Start", "Weights", "magnitude_mask", "merge"]
 
 
@@ -24,7 +26,9 @@ class Weights:
     tensors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tensors", {name: value.detach().cpu().clone() for name, value in self.tensors.items()})
+        object.__setattr__(
+            self, "tensors", {name: value.detach().cpu().clone() for name, value in self.tensors.items()}
+        )
 
     def canonical_value(self) -> dict[str, Any]:
         mixed = hashlib.sha256()
@@ -54,14 +58,19 @@ class Start:
     mask: Weights | None = field(default=None)
 
     def __post_init__(self) -> None:
+        if not (self.weights is None or isinstance(self.weights, Weights) or hasattr(self.weights, "plain")):
+            got = type(self.weights).__name__
+            raise TypeError(f"start.weights is a {got}; give the spec of another fit, or Weights(named tensors)")
         if self.step is not None and (self.weights is None or isinstance(self.weights, Weights)):
             raise ValueError("start.step names a step of another fit; give that fit's spec as start.weights")
         if self.layers is not None and self.weights is None:
             raise ValueError("start.layers says how much to take of start.weights; give those, or leave layers out")
-        if self.layers is not None and self.layers < 0:
-            raise ValueError(f"start.layers is {self.layers}; it must be 0 or more")
-        if self.step is not None and self.step < 0:
-            raise ValueError(f"start.step is {self.step}; it must be 0 or more")
+        for name in ("layers", "step"):
+            value = getattr(self, name)
+            if value is not None and not (is_whole(value) and value >= 0):
+                raise ValueError(f"start.{name} is {value!r}; it must be a whole number, 0 or more")
+        if self.mask is not None and not isinstance(self.mask, Weights):
+            raise ValueError(f"start.mask is a {type(self.mask).__name__}; give pixfit.Weights of 0 and 1, or None")
         for name, value in ({} if self.mask is None else self.mask.tensors).items():
             if not bool(((value == 0) | (value == 1)).all()):
                 raise ValueError(f"start.mask holds only 0 (held at zero) and 1 (trained), but {name} has other values")
@@ -83,7 +92,9 @@ def merge(fresh: Mapping[str, Tensor], source: Mapping[str, Tensor], *, layers: 
     missing = sorted(name for name in fresh if _group(name) in wanted and name not in source)
     foreign = sorted(set(source) - set(fresh))
     if missing or foreign:
-        raise ValueError(f"the start belongs to another network: it lacks {_some(missing)} and has in excess {_some(foreign)}")
+        raise ValueError(
+            f"the start belongs to another network: it lacks {_some(missing)} and has in excess {_some(foreign)}"
+        )
     taken = {name: source[name] if _group(name) in wanted else value for name, value in fresh.items()}
     for name, value in taken.items():
         if value.shape != fresh[name].shape:
@@ -114,7 +125,8 @@ def magnitude_mask(weights: Mapping[str, Tensor], keep: float, *, only: Iterable
     kept = torch.zeros_like(ranked)
     kept[ranked.topk(max(1, round(keep * ranked.numel()))).indices] = 1
     sizes = [weights[name].numel() for name in names]
-    return Weights({name: part.view_as(weights[name]) for name, part in zip(names, kept.split(sizes), strict=True)})
+    parts = kept.split(sizes)  # type: ignore[no-untyped-call]
+    return Weights({name: part.view_as(weights[name]) for name, part in zip(names, parts, strict=True)})
 
 
 def _group(name: str) -> str:

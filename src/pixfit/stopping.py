@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pixfit.canonical import is_number, is_whole
+
 __all__ = ["STOPPING", "Budget", "Epochs", "Never", "Seconds", "Steps", "Stopping", "TargetPSNR"]
 
 
@@ -26,8 +28,10 @@ class Budget:
         if all(limit is None for limit in limits.values()):
             raise ValueError("a budget needs a limit: steps, epochs or seconds, such as pixfit.Steps(2000)")
         for name, limit in limits.items():
-            if limit is not None and not 0 <= limit <= 1e12:
-                raise ValueError(f"budget.{name} is {limit}; it must be 0 or more")
+            right = is_number(limit) if name == "seconds" else is_whole(limit)
+            if limit is not None and not (right and 0 <= limit <= 1e12):
+                kind = "a number" if name == "seconds" else "a whole number"
+                raise ValueError(f"budget.{name} is {limit!r}; it must be {kind}, 0 or more")
 
     def step_limit(self, steps_per_epoch: int) -> int | None:
         """The number of steps at which steps or epochs end the fit; None when only seconds do."""
@@ -71,8 +75,10 @@ class TargetPSNR(Stopping):
     every: int = 50
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"stopping.every is {self.every}; it must be 1 or more steps")
+        if not is_number(self.psnr):
+            raise ValueError(f"stopping.psnr is {self.psnr!r}; it must be a number of decibels")
+        if not (is_whole(self.every) and self.every >= 1):
+            raise ValueError(f"stopping.every is {self.every!r}; it must be a whole number, 1 or more steps")
 
 
 STOPPING: dict[str, type[Stopping]] = {"Never": Never, "TargetPSNR": TargetPSNR}

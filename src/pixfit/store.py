@@ -87,7 +87,12 @@ class Store:
             tensors |= {_CURVE + key: value for key, value in result.curves.items()}
             tensors |= {f"{_KEPT}{step}/{key}": t for step, named in result.kept.items() for key, t in named.items()}
             self._write_tensors(self.folder / file, tensors, {})
-        summary = {**result.summary(), "metrics": _jsonable(result.metrics), "threads": result.threads, "versions": dict(result.versions)}
+        summary = {
+            **result.summary(),
+            "metrics": _jsonable(result.metrics),
+            "threads": result.threads,
+            "versions": dict(result.versions),
+        }
         row = (
             result.id, canonical.SCHEMA, name, recipe, result.status.value, result.reason, time.time(),
             json.dumps(summary), json.dumps(result.spec.plain), file,
@@ -109,10 +114,13 @@ class Store:
         key = fit.id if isinstance(fit, Spec) else fit
         with self._connect() as index:
             found = index.execute(
-                "SELECT id, status, reason, summary, spec, file FROM fits WHERE substr(id, 1, ?) = ? LIMIT 3", (len(key), key)
+                "SELECT id, status, reason, summary, spec, file FROM fits WHERE substr(id, 1, ?) = ? LIMIT 3",
+                (len(key), key),
             ).fetchall()
         if len(found) > 1:
-            raise StoreError(f"several fits begin with {key!r}, such as {found[0][0]} and {found[1][0]}; give more digits")
+            raise StoreError(
+                f"several fits begin with {key!r}, such as {found[0][0]} and {found[1][0]}; give more digits"
+            )
         if not found:
             return None
         identity, status, reason, summary_text, plain, file = found[0]
@@ -124,7 +132,17 @@ class Store:
                 step, _, key = name.removeprefix(_KEPT).partition("/")
                 kept.setdefault(int(step), {})[key] = value
         spec = fit if isinstance(fit, Spec) else _filed(identity, json.loads(plain))
-        names = ("steps", "epochs", "seconds", "process_seconds", "evaluation_seconds", "device", "kernel", "threads", "versions")
+        names = (
+            "steps",
+            "epochs",
+            "seconds",
+            "process_seconds",
+            "evaluation_seconds",
+            "device",
+            "kernel",
+            "threads",
+            "versions",
+        )
         return Result(
             spec=spec, status=Status(status), reason=reason, kept=kept, metrics=_numbers(summary["metrics"]),
             weights={n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)},
@@ -137,15 +155,26 @@ class Store:
         if not self._exists():
             return []
         with self._connect() as index:
-            found = index.execute("SELECT id, name, recipe, finished, summary, spec FROM fits ORDER BY finished").fetchall()
+            found = index.execute(
+                "SELECT id, name, recipe, finished, summary, spec FROM fits ORDER BY finished"
+            ).fetchall()
         return [
-            {**json.loads(summary), "id": identity, "name": name, "recipe": recipe, "finished": finished, "spec": json.loads(spec)}
+            {
+                **json.loads(summary),
+                "id": identity,
+                "name": name,
+                "recipe": recipe,
+                "finished": finished,
+                "spec": json.loads(spec),
+            }
             for identity, name, recipe, finished, summary, spec in found
         ]
 
     # ------------------------------------------------------------------------------------------------ fits in flight
 
-    def note_flight(self, identity: str, name: str, step: int, fraction: float, loss: float | None, psnr: float | None) -> None:
+    def note_flight(
+        self, identity: str, name: str, step: int, fraction: float, loss: float | None, psnr: float | None
+    ) -> None:
         """Tells every other reader of the store how far a fit is."""
         row = (identity, name, step, fraction, loss, psnr, os.getpid(), platform.node(), time.time())
         with self._connect() as index:
@@ -156,8 +185,13 @@ class Store:
         if not self._exists():
             return []
         with self._connect() as index:
-            found = index.execute("SELECT id, name, step, fraction, loss, psnr, process, host, updated FROM flights").fetchall()
-        return [Flight(*row[:6], alive=_alive(row[6], row[7], row[8])) for row in found]
+            found = index.execute(
+                "SELECT id, name, step, fraction, loss, psnr, process, host, updated FROM flights"
+            ).fetchall()
+        return [
+            Flight(identity, name, step, fraction, loss, psnr, _alive(process, host, updated))
+            for identity, name, step, fraction, loss, psnr, process, host, updated in found
+        ]
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
@@ -178,12 +212,14 @@ class Store:
         """What `gc` would delete: unfinished files, checkpoints of finished fits, and files that no row names."""
         if not self._exists():
             return []
+        # In this order: a fit that ends meanwhile was still in flight at the second look, or has its row at the third.
+        paths = sorted(self.folder.rglob("*"))
+        busy = {flight.id for flight in self.flights() if flight.alive}
         rows = self.rows()
         finished = {row["id"] for row in rows if Status(row["status"]).finished}
         named = {f"{row['id']}.safetensors" for row in rows}
-        busy = {flight.id for flight in self.flights() if flight.alive}
         found = []
-        for path in sorted(self.folder.rglob("*")):
+        for path in paths:
             if not path.is_file():
                 continue
             why = None
@@ -211,6 +247,8 @@ class Store:
     # --------------------------------------------------------------------------------------------------------- files
 
     def _exists(self) -> bool:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StoreError(f"{self.folder}: a file, not a store; name a folder with --store")
         return (self.folder / "index.sqlite").is_file()
 
     @contextlib.contextmanager
@@ -226,7 +264,9 @@ class Store:
             with connection:
                 yield connection
         except sqlite3.DatabaseError as error:
-            raise StoreError(f"{self.folder / 'index.sqlite'}: not a usable index ({error}); move it away or name another store") from None
+            raise StoreError(
+                f"{self.folder / 'index.sqlite'}: not a usable index ({error}); move it away or name another store"
+            ) from None
         finally:
             connection.close()
 
@@ -252,7 +292,7 @@ class Store:
 
 
 def _filed(identity: str, plain: dict[str, Any]) -> Spec:
-    """A spec read back from its row, under the id it was filed with: a parent known by its id cannot be hashed again."""
+    """A spec read back from its row, under its old id: a parent known by its id alone cannot be hashed again."""
     spec = modelfile.decode_spec(plain)
     vars(spec).update(plain=plain, id=identity)
     return spec
@@ -267,7 +307,7 @@ def _numbers(metrics: Mapping[str, float | str | None]) -> dict[str, float | Non
 
 
 def _alive(process: int, host: str, updated: float) -> bool:
-    """Whether the program that noted a flight still runs; on another host, whether it noted anything within two minutes."""
+    """Whether the program that noted a flight still runs; on another host, whether it noted anything lately."""
     if host != platform.node():
         return time.time() - updated < 120
     try:
@@ -277,4 +317,3 @@ def _alive(process: int, host: str, updated: float) -> bool:
     except PermissionError:
         return True
     return True
-

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
+from pixfit import files
 from pixfit.images.encoders import PngEncoder, TiffEncoder
 from pixfit.images.image import Image, ImageError
 from pixfit.images.quantise import quantise
@@ -61,25 +61,21 @@ class BandWriter:
         self.width, self.height, self.channels, self.bit_depth = width, height, channels, bit_depth
         self._encoder_class = PngEncoder if suffix == ".png" else TiffEncoder
         self._encoder: PngEncoder | TiffEncoder | None = None
-        self._file: _TemporaryFile | None = None
+        self._file: contextlib.ExitStack | None = None
         self._rows = 0
 
     def __enter__(self) -> Self:
         if self._file is not None:
             raise ImageError(f"{self.path}: a BandWriter writes one file once; make a new one")
-        self._file = _TemporaryFile(self.path)
-        try:
-            with _os_errors_named(self.path):
-                self._encoder = self._encoder_class(
-                    self._file.stream,
-                    width=self.width,
-                    height=self.height,
-                    channels=self.channels,
-                    bit_depth=self.bit_depth,
-                )
-        except BaseException:
-            self._file.discard()
-            raise
+        self._file = contextlib.ExitStack()
+        with _os_errors_named(self.path):
+            stream = self._file.enter_context(files.whole_file(self.path))
+            size = {"width": self.width, "height": self.height, "channels": self.channels}
+            try:
+                self._encoder = self._encoder_class(stream, bit_depth=self.bit_depth, **size)
+            except BaseException:
+                self._file.__exit__(*sys.exc_info())
+                raise
         return self
 
     def write(self, rows: torch.Tensor) -> None:
@@ -101,20 +97,16 @@ class BandWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        encoder, file = self._encoder, self._file
-        self._encoder = None
-        if encoder is None or file is None:
+        encoder, self._encoder = self._encoder, None
+        if encoder is None or self._file is None:
             return
-        try:
-            if kind is not None:
-                return
+        if error is not None:
+            self._file.__exit__(kind, error, traceback)
+            return
+        with _os_errors_named(self.path), self._file:
             if self._rows != self.height:
                 raise ImageError(f"{self.path}: got {self._rows} of {self.height} rows; nothing was written")
-            with _os_errors_named(self.path):
-                encoder.finish()
-            file.commit()
-        finally:
-            file.discard()  # after a commit there is nothing left to remove
+            encoder.finish()
 
 
 def save(image: Image | torch.Tensor, path: str | Path, *, bit_depth: int | None = None) -> None:
@@ -153,16 +145,11 @@ def save(image: Image | torch.Tensor, path: str | Path, *, bit_depth: int | None
     if suffix in (".jpg", ".jpeg") and channels in (2, 4):
         raise ImageError(f"{path}: JPEG has no alpha channel; save as .png, or load with alpha='white' or 'drop'")
     rows = quantise(data, bit_depth)
-    file = _TemporaryFile(path)
-    try:
-        with _os_errors_named(path):
-            if suffix == ".npy":
-                np.save(file.stream, rows[..., 0] if channels == 1 else rows, allow_pickle=False)
-            else:
-                file.stream.write(_encode_with_pillow(rows, suffix))
-        file.commit()
-    finally:
-        file.discard()
+    with _os_errors_named(path), files.whole_file(path) as stream:
+        if suffix == ".npy":
+            np.save(stream, rows[..., 0] if channels == 1 else rows, allow_pickle=False)
+        else:
+            stream.write(_encode_with_pillow(rows, suffix))
 
 
 def _encode_with_pillow(rows: np.ndarray[Any, Any], suffix: str) -> bytes:
@@ -199,42 +186,9 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise ImageError(f"{path}: {suffix} holds sides from 1 to {limit} pixels, got {width}x{height}")
 
 
-class _TemporaryFile:
-    """A stream to a file beside ``path`` under a temporary name: ``commit`` renames it, ``discard`` removes it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._temporary = path.parent / f".pixfit-{secrets.token_hex(8)}.tmp"
-        with _os_errors_named(path):
-            self.stream: BinaryIO = open(self._temporary, "xb")  # noqa: SIM115 - closed by commit or discard
-
-    def commit(self) -> None:
-        with _os_errors_named(self.path):
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-            self.stream.close()
-            os.replace(self._temporary, self.path)
-        _sync_folder(self.path.parent)
-
-    def discard(self) -> None:
-        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
-            self.stream.close()
-        self._temporary.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _os_errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise ImageError(f"{path}: could not be written ({error.strerror or error})") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    # Makes the rename itself durable; systems that cannot open a folder (Windows) do without.
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,8 +1,8 @@
 """Strict float32 matrix products at the processor's speed.
 
-On CPUs that are not Intel's, torch hands float32 products to a library that takes its AVX2 path, which is less than half
-of what an AVX-512 core can do. The switch below sends them to oneDNN instead. Its name speaks of bfloat16, because on
-machines with matrix units (AMX) it really rounds; so it is used only where a check finds float32 accuracy.
+On CPUs that are not Intel's, torch hands float32 products to a library that takes its AVX2 path, which is less than
+half of what an AVX-512 core can do. The switch below sends them to oneDNN instead. Its name speaks of bfloat16, because
+on machines with matrix units (AMX) it really rounds; so it is used only where a check finds float32 accuracy.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 __all__ = ["fast_matmul", "kernel_name"]
 
 _NARROWEST = 48  # below this width the switch loses a little (8 % at 32 features)
+_SETTING: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 _ACCURATE = 5e-6  # largest relative error of a float32 product that counts as float32
 
 
@@ -34,18 +36,18 @@ def fast_matmul(kernel: str) -> Iterator[None]:
     if kernel != "torch-onednn":
         yield
         return
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    before = _SETTING.fp32_precision
+    _SETTING.fp32_precision = "bf16"
     try:
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        _SETTING.fp32_precision = before
 
 
 @functools.cache
 def _accurate() -> bool:
     """Whether the switch keeps float32 accuracy on this machine, in the three products that a linear layer needs."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     generator = torch.Generator("cpu").manual_seed(0)
     x = torch.randn(256, 96, generator=generator)

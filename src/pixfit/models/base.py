@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pixfit.canonical import is_number, is_whole
+
 from .networks import Network
 
 __all__ = [
@@ -39,7 +41,7 @@ def check_choice(owner: object, name: str, allowed: Sequence[str]) -> None:
 
 def check_whole(label: str, value: object, low: int, high: int) -> None:
     """Raise ValueError unless the value is a whole number in [low, high]; `label` names it in the message."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    if not is_whole(value) or not low <= value <= high:
         raise ValueError(f"{label}: got {value!r}, allowed whole numbers from {low:,} to {high:,}")
 
 
@@ -54,8 +56,7 @@ def check_number(owner: object, name: str, low: float, high: float, *, exclusive
     Stores the number as a float, so that 30 and 30.0 are one setting.
     """
     value = getattr(owner, name)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or (exclusive and value == low):
+    if not is_number(value) or not low <= value <= high or (exclusive and value == low):
         bounds = f"above {low:g} and up to {high:g}" if exclusive else f"from {low:g} to {high:g}"
         raise ValueError(f"{type(owner).__name__}.{name}: got {value!r}, allowed numbers {bounds}")
     object.__setattr__(owner, name, float(value))
