@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 
-from tests.conftest import picture
 from pixfit import canonical, modelfile, render, run
 from pixfit.images import Image
 from pixfit.losses import L1, Huber
@@ -33,6 +32,7 @@ from pixfit.schedules import Cosine, Linear, Plateau
 from pixfit.spec import Batches, BestHeldOut, MovingAverage, Spec
 from pixfit.starts import Start, Weights
 from pixfit.stopping import Budget, Steps, TargetPSNR
+from tests.conftest import picture
 
 FAMILY: list[Model] = [
     Siren(1, 8),
@@ -226,14 +226,14 @@ def test_safetensors_of_somebody_else(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
+@given(data=st.data())
 def test_truncated_anywhere(data: st.DataObject, good: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(good[: data.draw(st.integers(0, len(good) - 1))])
     refused(tmp_path / "a")
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
+@given(data=st.data())
 def test_flipped_bytes_load_or_are_refused(data: st.DataObject, good: bytes, tmp_path: Path) -> None:
     broken = bytearray(good)
     header = 8 + int.from_bytes(good[:8], "little")
@@ -243,12 +243,11 @@ def test_flipped_bytes_load_or_are_refused(data: st.DataObject, good: bytes, tmp
     (tmp_path / "a").write_bytes(broken)
     try:
         network = load(tmp_path / "a")
-    except ModelFileError as error:
-        assert "\n" not in str(error)
-        assert str(tmp_path / "a") in str(error)
-    else:
-        assert all(bool(value.isfinite().all()) for value in network.weights.values())
-        assert network.module()(torch.zeros(1, 2, dtype=next(iter(network.weights.values())).dtype)).shape[0] == 1
+    except ModelFileError:
+        refused(tmp_path / "a")
+        return
+    assert all(bool(value.isfinite().all()) for value in network.weights.values())
+    assert network.module()(torch.zeros(1, 2, dtype=next(iter(network.weights.values())).dtype)).shape[0] == 1
 
 
 def _set(*keys: str, to: Any) -> Callable[[dict[str, Any], Any], None]:
@@ -322,7 +321,7 @@ _IMAGE = ("spec", "problem", "image")
         (_set(*_IMAGE, "bit_depth", to="8"), "bit depth"),
         (_set(*_IMAGE, "bit_depth", to=0), "bit depth"),
         (lambda about, tensors: '{"schema":' * 100_000, "its description is damaged"),
-        (lambda about, tensors: json.dumps({"schema": 1, "spec": _nested(400)}), "its description is damaged"),
+        (lambda about, tensors: json.dumps({"schema": 1, "spec": _nested(900)}), "description is damaged|is a tuple"),
         (lambda about, tensors: "[" * 500 + "]" * 500, "its description is not a spec"),
         (lambda about, tensors: "", "its description is damaged"),
         (lambda about, tensors: "null", "its description is not a spec"),
@@ -359,12 +358,12 @@ def _tensor(name: str, value: torch.Tensor) -> Callable[[Any, dict[str, torch.Te
         (_tensor("layers.0.bias", torch.zeros(9)), "its tensors are not those of the Siren"),
         (_tensor("layers.0.bias", torch.zeros(8, 1)), "its tensors are not those of the Siren"),
         (_tensor("layers.9.bias", torch.zeros(8)), "its tensors are not those of the Siren"),
-        (lambda about, tensors: tensors.pop("layers.2.bias") and None, "its tensors are not those of the Siren"),
+        (lambda about, tensors: tensors.__delitem__("layers.2.bias"), "its tensors are not those of the Siren"),
         (lambda about, tensors: tensors.clear(), "fewer tensors"),
     ],
 )
 def test_tensors_that_are_not_the_networks(change: Any, said: str, good: bytes, tmp_path: Path) -> None:
-    assert said in refused(forged(tmp_path / "a", good, lambda about, tensors: change(about, tensors) or None))
+    assert said in refused(forged(tmp_path / "a", good, change))
 
 
 # --- decode

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -161,7 +161,7 @@ def fit(
     if state is not None:
         loop.restore(state)
     saved = time.monotonic()
-    with kernels.fast_matmul(loop.kernel):
+    with kernels.fast_matmul(loop.kernel), loop.crew:
         loop.clock.start()
         while loop.settle(interrupt()):
             if time.monotonic() - saved > save_every:
@@ -219,6 +219,8 @@ class _Loop:
             spec.model, views, [job.spec.seed for job in jobs], spec.batches.pixels, dtype=dtype, device=device
         )
         self.kernel = kernels.kernel_name(device, self.stack.widest, spec.kernel)
+        alone = device.type == "cpu" and self.fits == 1 and self.samples.pointwise
+        self.crew = kernels.Crew(kernels.crew_size(self.samples.per_step, self.stack.widest) if alone else 0)
         self.weights = self.stack.weights.detach()
         self.stepper = spec.optimiser.start(self.weights, self.stack.layout)
         self.rates = torch.tensor([[job.spec.optimiser.lr] for job in jobs], dtype=dtype, device=device)
@@ -247,13 +249,13 @@ class _Loop:
 
     def advance(self) -> None:
         """One update of every fit."""
-        losses = self._backward()
+        losses, gradient = self._backward()
         with torch.no_grad():
             if self.stack.mask is not None:
-                self.stack.gradient.mul_(self.stack.mask)
+                gradient.mul_(self.stack.mask)
             if self.spec.optimiser.clip_norm is not None:
-                clip_rows(self.stack.gradient, self.spec.optimiser.clip_norm)
-            self.stepper.update(self.stack.gradient, self._learning_rates())
+                clip_rows(gradient, self.spec.optimiser.clip_norm)
+            self.stepper.update(gradient, self._learning_rates())
             if self.stack.mask is not None:
                 self.weights.mul_(self.stack.mask)
             if isinstance(self.spec.estimate, MovingAverage) and self.average is not None:
@@ -264,28 +266,33 @@ class _Loop:
         if self.plateau is not None:
             self.plateau.update(losses, self.rates[:, 0], end_of_epoch=self.step % self.samples.per_epoch == 0)
 
-    def _backward(self) -> Tensor:
-        """Fills the gradient (F, P) and returns the losses (F,): means over the values in use."""
+    def _backward(self) -> tuple[Tensor, Tensor]:
+        """The losses (F,), means over the values in use, and their gradient (F, P)."""
         samples, autocast = self.samples, self.spec.precision == "bfloat16"
-        self.stack.gradient.zero_()
         coordinates, targets, weights = samples.batch(self.step)
         size = _size(targets, weights)
+
+        def descend(predicted: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            error = self.spec.loss(predicted, targets[:, part])
+            losses = (error if weights is None else error * weights[:, part]).flatten(1).sum(dim=1) / size
+            return losses.detach(), self.stack.gradient(losses)
+
         if not samples.pointwise:
             picture = samples.picture(self.stack.forward(coordinates, autocast=autocast))
-            predicted = self.spec.model.to_target(samples.operator.forward(picture))
-            return self._descend(predicted, targets, weights, size)
-        losses = torch.zeros_like(self.rates[:, 0])
-        for start in range(0, targets.shape[1], self.stack.tile):
-            part = slice(start, start + self.stack.tile)
-            predicted = self.stack.forward(coordinates[:, part], autocast=autocast)
-            losses += self._descend(predicted, targets[:, part], None if weights is None else weights[:, part], size)
-        return losses
+            return descend(self.spec.model.to_target(samples.operator.forward(picture)), slice(None))
 
-    def _descend(self, predicted: Tensor, targets: Tensor, weights: Tensor | None, size: Tensor | float) -> Tensor:
-        error = self.spec.loss(predicted, targets)
-        losses = (error if weights is None else error * weights).flatten(1).sum(dim=1) / size
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        return losses.detach()
+        count = targets.shape[1]
+        parts = min(max(1, self.crew.size), count)
+        length = -(-count // parts)
+
+        def one(part: int) -> tuple[Tensor, Tensor]:
+            tiles = (
+                slice(start, min(start + self.stack.tile, (part + 1) * length, count))
+                for start in range(part * length, min((part + 1) * length, count), self.stack.tile)
+            )
+            return _sum(descend(self.stack.forward(coordinates[:, tile], autocast=autocast), tile) for tile in tiles)
+
+        return _sum(self.crew.map(one, -(-count // length)))
 
     def _learning_rates(self) -> Tensor:
         factors = [self.spec.optimiser.schedule.factor(self.fraction(fit)) for fit in range(self.fits)]
@@ -364,7 +371,7 @@ class _Loop:
 
     def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
         """Pixels (F, n, C) at coordinates (1 or F, n, 2), not clamped."""
-        return self.spec.model.to_pixels(self.stack.predict(weights, coordinates))
+        return self.spec.model.to_pixels(self.stack.predict(weights, coordinates, self.crew))
 
     def _compare_held_out(self) -> None:
         assert self.best is not None
@@ -386,7 +393,7 @@ class _Loop:
             predicted = self.predict(weights, self.samples.grid[places][None])[fit].clamp(0, 1).T
             measured, wanted = view.measurement.flatten(1)[:, places], held_out.flatten(1)[:, places]
         else:
-            picture = self.samples.picture(self.stack.predict(weights, self.samples.grid[None]))[fit]
+            picture = self.samples.picture(self.stack.predict(weights, self.samples.grid[None], self.crew))[fit]
             predicted, measured, wanted = view.operator.forward(picture.clamp(0, 1)), view.measurement, held_out
         return (predicted.cpu() - measured)[wanted.expand_as(measured)]
 
@@ -400,7 +407,9 @@ class _Loop:
             predicted = self.predict(weights, samples.coordinates[:, part])
             targets, scale = samples.pixels[:, part], None if samples.weights is None else samples.weights[:, part]
         else:
-            predicted = samples.operator.forward(samples.picture(self.stack.predict(weights, samples.coordinates)))
+            predicted = samples.operator.forward(
+                samples.picture(self.stack.predict(weights, samples.coordinates, self.crew))
+            )
             targets, scale = samples.pixels, samples.weights
         error = (predicted.clamp(0, 1) - targets).square().double()
         means = (error if scale is None else error * scale).flatten(1).sum(dim=1) / _size(targets, scale)
@@ -507,6 +516,16 @@ class _Loop:
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _sum(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Losses and gradients of parts, added in order, in place of the first."""
+    each = iter(pairs)
+    losses, gradient = next(each)
+    for more_losses, more_gradient in each:
+        losses += more_losses
+        gradient += more_gradient
+    return losses, gradient
 
 
 def _size(targets: Tensor, weights: Tensor | None) -> Tensor | float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixfit import images, kernels, modelfile
-from pixfit.canonical import is_whole
+from pixfit.canonical import is_number, is_whole
 from pixfit.modelfile import Network
 from pixfit.result import Result
 
@@ -58,9 +58,11 @@ def frame(
         raise ValueError("give either a scale or a size, not both")
     if size is None:
         factor = 1.0 if scale is None else scale
-        if not 0 < factor <= 2**20:
-            raise ValueError(f"scale is {factor:g}; it must be above 0 and at most {2**20}")
+        if not (is_number(factor) and 0 < factor <= 2**20):
+            raise ValueError(f"scale is {factor!r}; it must be above 0 and at most {2**20}")
         size = (max(1, round(w * factor)), max(1, round(h * factor)))
+    if len(size) != 2:
+        raise ValueError(f"size is {size}; give two numbers: width and height")
     if not all(is_whole(side) and 1 <= side <= _LONGEST for side in size) or size[0] * size[1] > _LARGEST:
         raise ValueError(
             f"size {size[0]}×{size[1]} cannot be rendered; sides are whole numbers from 1 to 2^24, "

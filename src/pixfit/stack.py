@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from pixfit.kernels import Crew
 from pixfit.models import Model
 from pixfit.optim import Entry
 from pixfit.problem import View, stream
@@ -58,7 +59,6 @@ class Stack:
             at += parameter.numel()
         rows = [torch.cat([named[entry.name].reshape(-1).to(dtype) for entry in self.layout]) for named in weights]
         self.weights = torch.stack(rows).to(device)
-        self.gradient = torch.zeros_like(self.weights)
         self.buffers = {
             name: torch.stack([named[name] for named in weights]).to(device, dtype)
             for name, _ in self.network.named_buffers()
@@ -71,13 +71,12 @@ class Stack:
     def _bind(self) -> None:
         """One fit: the module's own parameters become windows on the row, so that plain calls train it."""
         if self.fits > 1:
-            self.weights.requires_grad_(True)
-            self.weights.grad = self.gradient
+            self._leaves = [self.weights.requires_grad_(True)]
             return
         self.network.load_state_dict({name: buffer[0] for name, buffer in self.buffers.items()}, strict=False)
-        for entry, parameter in zip(self.layout, self.network.parameters(), strict=True):
+        self._leaves = list(self.network.parameters())
+        for entry, parameter in zip(self.layout, self._leaves, strict=True):
             parameter.data = self.weights[0, entry.start : entry.stop].view(entry.shape)
-            parameter.grad = self.gradient[0, entry.start : entry.stop].view(entry.shape)
 
     def _stacked(self, masks: Sequence[Weights | None]) -> Tensor:
         stacked = torch.ones_like(self.weights)
@@ -97,13 +96,19 @@ class Stack:
     @property
     def tile(self) -> int:
         """Samples that pass at a time, so that activations stay in the caches of a CPU and in the memory of a GPU."""
-        return max(1024, (2**22 if self.device.type == "cpu" else 2**27) // self.widest)
+        return max(1024, (2**20 if self.device.type == "cpu" else 2**27) // self.widest)
 
     def forward(self, coordinates: Tensor, *, autocast: bool = False) -> Tensor:
-        """(1 or F, B, 2) to (F, B, C) with the weights in training; gradients go to ``gradient``."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+        """(1 or F, B, 2) to (F, B, C) with the weights in training."""
+        # The cache of cast weights is shared by threads, which come and go at different times here.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast, cache_enabled=False):
             output = self.network(coordinates[0])[None] if self.fits == 1 else self._call(self.weights, coordinates)
         return output.to(self.dtype)
+
+    def gradient(self, losses: Tensor) -> Tensor:
+        """The gradient (F, P) of losses (F,), each with respect to its own fit's weights."""
+        slopes = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
+        return slopes[0] if self.fits > 1 else torch.cat([slope.reshape(-1) for slope in slopes])[None]
 
     def _call(self, weights: Tensor, coordinates: Tensor) -> Tensor:
         tensors = {entry.name: weights[:, entry.start : entry.stop].reshape(-1, *entry.shape) for entry in self.layout}
@@ -119,11 +124,15 @@ class Stack:
         points = coordinates[0] if shared else coordinates
         return vmap(one, in_dims=(0, 0, None if shared else 0))(tensors, self.buffers, points)
 
-    @torch.no_grad()
-    def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
+    def predict(self, weights: Tensor, coordinates: Tensor, crew: Crew) -> Tensor:
         """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2), tile by tile, without gradients."""
-        tiles = coordinates.to(self.device, self.dtype).split(self.tile, dim=1)  # type: ignore[no-untyped-call]
-        return torch.cat([self._call(weights, tile) for tile in tiles], dim=1)
+        coordinates = coordinates.to(self.device, self.dtype)
+
+        def one(tile: int) -> Tensor:
+            with torch.no_grad():
+                return self._call(weights, coordinates[:, tile * self.tile : (tile + 1) * self.tile])
+
+        return torch.cat(crew.map(one, -(-coordinates.shape[1] // self.tile)), dim=1)
 
     def named(self, weights: Tensor, fit: int) -> dict[str, Tensor]:
         """One fit's tensors by name, on the CPU, in the network's own order."""
@@ -181,6 +190,7 @@ class Samples:
         self.count = self.coordinates.shape[1]
         self.batch_size = batch if self.pointwise else None
         self.per_epoch = 1 if self.batch_size is None else -(-self.count // self.batch_size)
+        self.per_step = self.count if self.batch_size is None else min(self.batch_size, self.count)
         self._order: tuple[int, Tensor] | None = None
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -259,8 +259,7 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{self.folder}: cannot be used as a store ({error}); name another with --store") from None
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.executescript(_SCHEMA)
+            _make_tables(connection)
             with connection:
                 yield connection
         except sqlite3.DatabaseError as error:
@@ -289,6 +288,20 @@ class Store:
                 return tensors, json.loads((stored.metadata() or {}).get("scalars", "{}"))
         except (SafetensorError, OSError, ValueError) as error:
             raise StoreError(f"{path}: damaged or missing ({error}); run the fit again with --again") from None
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    """Asks again for a minute: SQLite does not wait for a program that is making the same index at this moment."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(_SCHEMA)
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _filed(identity: str, plain: dict[str, Any]) -> Spec:

@@ -1,5 +1,6 @@
-"""The hot steps. For now one: which matrix multiplication torch uses on a CPU."""
+"""How the hot steps run: which matrix products, and how threads share a step."""
 
+from pixfit.kernels.crew import Crew, crew_size
 from pixfit.kernels.matmul import fast_matmul, kernel_name
 
-__all__ = ["fast_matmul", "kernel_name"]
+__all__ = ["Crew", "crew_size", "fast_matmul", "kernel_name"]
