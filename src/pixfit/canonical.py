@@ -26,8 +26,8 @@ def plain(value: Any) -> Any:
     """The canonical form of a value as JSON types.
 
     Integers and floats are told apart by the *annotation* of the dataclass field they stand in, so ``lr=1`` and
-    ``lr=1.0`` are one setting, and so are ``steps=2000`` and ``steps=2e3``. An object with a method
-    ``canonical_value()`` is encoded as what that returns: a picture as its content hash.
+    ``lr=1.0`` are one setting. An object with a method ``canonical_value()`` is encoded as what that returns: a picture
+    as its content hash, a parent fit as its id.
 
     Raises:
         ValueError: a float that is not finite (JSON has no word for it), or not whole where an integer belongs.

@@ -28,6 +28,7 @@ from pixfit.stopping import TargetPSNR
 __all__ = ["Job", "Moment", "Outcome", "State", "Watch", "fit", "stack_key"]
 
 _CHECK = 32  # steps between two looks at the losses; on a GPU each look waits for the card
+_LOOKS = 40  # points of the curve where nobody asked for a number
 _TICK = 0.1  # seconds between two signs of life
 _FAIR = 500  # steps after which a network that shows one colour has collapsed
 
@@ -143,7 +144,7 @@ def fit(
     Args:
         jobs: fits with one `stack_key`; fits with a budget in seconds come alone.
         device: where to compute.
-        watch: is shown the fit at the first and last step and every ``every`` steps between; by default at about 60
+        watch: is shown the fit at the first and last step and every ``every`` steps between; by default at about 40
             points. Its time is not counted as training.
         state: of an earlier call with the same jobs, to go on from.
         interrupt: asked before every step; True ends the fits as cancelled.
@@ -223,13 +224,14 @@ class _Loop:
         self.crew = kernels.Crew(kernels.crew_size(self.samples.per_step, self.stack.widest) if alone else 0)
         self.weights = self.stack.weights.detach()
         self.stepper = spec.optimiser.start(self.weights, self.stack.layout)
+        self.stepper.crew = self.crew
         self.rates = torch.tensor([[job.spec.optimiser.lr] for job in jobs], dtype=dtype, device=device)
         schedule = spec.optimiser.schedule
         self.plateau = PlateauState(schedule, self.fits) if isinstance(schedule, Plateau) else None
         limits = [job.spec.budget.step_limit(self.samples.per_epoch) for job in jobs]
         self.limits = [math.inf if limit is None else limit for limit in limits]
         longest = max(self.limits)
-        self.every = every or (max(1, int(longest) // 60) if longest < math.inf else None)
+        self.every = every or (max(1, int(longest) // _LOOKS) if longest < math.inf else None)
 
         self.clock = _Clock(device)
         self.step = 0
@@ -422,7 +424,7 @@ class _Loop:
     def _show(self, *, last: bool) -> None:
         now = self.clock.seconds()
         if self.every is None:
-            due = now - self.looked >= (self.spec.budget.seconds or 0.0) / 60
+            due = now - self.looked >= (self.spec.budget.seconds or 0.0) / _LOOKS
         else:
             due = self.step % self.every == 0
         if due or last:

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pixfit.canonical import is_whole
+
 __all__ = ["OPERATORS", "BoxDownsample", "Identity", "Inpaint", "Operator", "Shape"]
 
 Shape = tuple[int, int, int]
@@ -116,8 +118,8 @@ class BoxDownsample(Operator):
     factor: int = 2
 
     def __post_init__(self) -> None:
-        if not 1 <= self.factor <= 64:
-            raise ValueError(f"factor is {self.factor}; it may be 1 to 64")
+        if not (is_whole(self.factor) and 1 <= self.factor <= 64):
+            raise ValueError(f"factor is {self.factor!r}; it may be 1 to 64")
 
     def forward(self, x: Tensor) -> Tensor:
         channels, height, width = self.output_shape((x.shape[-3], x.shape[-2], x.shape[-1]))

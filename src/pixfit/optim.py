@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pixfit.canonical import is_number, is_whole
+from pixfit.kernels import Crew
 from pixfit.schedules import Constant, Schedule
 
 __all__ = [
@@ -60,10 +61,14 @@ class Optimiser:
 
 
 class Stepper:
-    """A working optimiser. ``update`` changes the weights in place; the state is all in ``tensors`` and ``scalars``."""
+    """A working optimiser. ``update`` changes the weights in place; the state is all in ``tensors`` and ``scalars``.
+
+    ``crew`` may be set to threads that share what an update can do side by side.
+    """
 
     def __init__(self, weights: Tensor) -> None:
         self.weights = weights
+        self.crew = Crew(0)
         self.state: dict[str, Tensor] = {}
         self.count = 0
 
@@ -309,11 +314,16 @@ class _MuonStepper(Stepper):
             rates = torch.where(self._others > 0, adam_lr, lr)
             self.weights.mul_(1 - rates * settings.weight_decay)
         self._adam.update(gradient * self._others, adam_lr)
-        for entry in self._hidden:
+
+        def turn(index: int) -> None:
+            entry = self._hidden[index]
             part = slice(entry.start, entry.stop)
-            step = torch.lerp(gradient[:, part], momentum[:, part], settings.momentum).reshape(-1, *entry.shape)
-            step = _orthogonal(step) * max(1.0, entry.shape[0] / entry.shape[1]) ** 0.5
-            self.weights[:, part].sub_(step.reshape(-1, part.stop - part.start) * lr)
+            with torch.no_grad():
+                step = torch.lerp(gradient[:, part], momentum[:, part], settings.momentum).reshape(-1, *entry.shape)
+                step = _orthogonal(step) * max(1.0, entry.shape[0] / entry.shape[1]) ** 0.5
+                self.weights[:, part].sub_(step.reshape(-1, part.stop - part.start) * lr)
+
+        self.crew.map(turn, len(self._hidden))
 
     def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
         super().restore(tensors, scalars)

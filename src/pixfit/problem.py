@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixfit.canonical import is_number, is_whole
 from pixfit.images import Image
 from pixfit.operators import Identity, Operator
 
@@ -27,8 +28,8 @@ def stream(seed: int, name: str) -> torch.Generator:
         seed: any integer from 0 to 2^63 − 1.
         name: what the numbers are for, such as ``"weights"`` or ``"noise"``.
     """
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed}; it must be 0 to 2^63 - 1")
+    if not (is_whole(seed) and 0 <= seed < 2**63):
+        raise ValueError(f"seed is {seed!r}; it must be 0 to 2^63 - 1")
     mixed = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(mixed[:7], "big"))
 
@@ -40,8 +41,10 @@ class GaussianNoise:
     sigma: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma <= 10:
-            raise ValueError(f"noise.sigma is {self.sigma}; it must be 0 to 10, in units of the picture's range [0, 1]")
+        if not (is_number(self.sigma) and 0 <= self.sigma <= 10):
+            raise ValueError(
+                f"noise.sigma is {self.sigma!r}; it must be 0 to 10, in units of the picture's range [0, 1]"
+            )
 
     def __call__(self, y: Tensor, generator: torch.Generator) -> Tensor:
         return y + self.sigma * torch.randn(y.shape, generator=generator)
@@ -110,9 +113,10 @@ class Problem:
                 f"a problem needs a pixfit.images.Image, got {type(self.image).__name__}; "
                 "load one with pixfit.images.load, or make one with pixfit.images.Image.from_array"
             )
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; it is a fraction from 0 up to, but not including, 1")
+        if not (is_number(self.held_out) and 0 <= self.held_out < 1):
+            raise ValueError(f"held_out is {self.held_out!r}; it is a fraction from 0 up to, but not including, 1")
         self.operator.output_shape(self.shape)
+        stream(self.seed, "held-out")  # refuses what is no seed, now rather than at the first view
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -16,7 +16,8 @@ from pixfit.result import Result
 
 __all__ = ["Frame", "Region", "bands", "frame", "render", "write"]
 
-_POINTS = 2**16  # samples that pass through the network at a time
+_POINTS = 2**18  # samples of a band
+_TILE = 2**12  # samples of a band that pass through the network at a time, at the least
 _LARGEST = 2**40  # samples of one render
 _LONGEST = 2**24  # samples along one of its sides
 
@@ -71,7 +72,6 @@ def frame(
     return Frame(size[1], size[0], (x, y, w, h))
 
 
-@torch.no_grad()
 def bands(network: Network, wanted: Frame, *, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """The picture from top to bottom in bands (C, rows, W), float32, not clamped.
 
@@ -86,15 +86,20 @@ def bands(network: Network, wanted: Frame, *, device: torch.device | str = "cpu"
     tall = max(1, _POINTS // wanted.width)
     widest = max(max(value.shape, default=1) for value in network.weights.values())
     kernel = kernels.kernel_name(torch.device(device), widest)
+    on_cpu = torch.device(device).type == "cpu"
+    tile = max(_TILE, 2**22 // widest) if on_cpu else _POINTS
     for top in range(0, wanted.height, tall):
-        part = rows[top : top + tall]
-        with kernels.fast_matmul(kernel):
-            strips = [
-                module(network.model.coordinates.mesh(part, strip)).float().cpu()
-                for strip in columns.split(_POINTS)  # type: ignore[no-untyped-call]
-            ]
-        outputs = [strip.reshape(len(part), -1, channels) for strip in strips]
-        yield network.model.to_pixels(torch.cat(outputs, dim=1)).permute(2, 0, 1)
+        points = network.model.coordinates.mesh(rows[top : top + tall], columns)
+
+        def one(part: int, points: Tensor = points) -> Tensor:
+            with torch.no_grad():
+                output: Tensor = module(points[part * tile : (part + 1) * tile])
+                return output.float().cpu()
+
+        size = kernels.crew_size(len(points), widest) if on_cpu else 0
+        with kernels.fast_matmul(kernel), kernels.Crew(size) as crew:
+            outputs = torch.cat(crew.map(one, -(-len(points) // tile)))
+        yield network.model.to_pixels(outputs).reshape(-1, wanted.width, channels).permute(2, 0, 1)
 
 
 def render(
@@ -133,6 +138,7 @@ def write(
     network = _network(source)
     wanted = frame(network, scale=scale, size=size, region=region)
     path = Path(path)
+    images.check_writable(path, width=wanted.width, height=wanted.height, bit_depth=bit_depth)
     streamed = path.suffix.lower() in (".png", ".tif", ".tiff")
     if not streamed:
         images.save(

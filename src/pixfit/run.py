@@ -195,6 +195,7 @@ class _Runner:
         key = (
             specs[0].id if len(specs) == 1 else hashlib.sha256("/".join(s.id for s in specs).encode()).hexdigest()[:20]
         )
+        ids = [spec.id for spec in specs]
         watch = _Watch(specs, self.store, self.on_progress, self.record.points, self.names)
         try:
             outcomes = None
@@ -206,7 +207,9 @@ class _Runner:
             for state in states:
                 outcomes = state.outcomes
                 if self.store is not None and (outcomes is None or any(o.verdict == "cancelled" for o in outcomes)):
-                    self.store.save_checkpoint(key, state.tensors, {**state.scalars, "watch": watch.scalars()})
+                    self.store.save_checkpoint(
+                        key, state.tensors, {**state.scalars, "watch": watch.scalars(), "fits": ids}
+                    )
             assert outcomes is not None
             for index, (spec, outcome) in enumerate(zip(specs, outcomes, strict=True)):
                 self._file(_result(spec, outcome, watch.curve(index), self.device), results)

@@ -87,13 +87,13 @@ class Record:
     """What to write down during a fit. It never changes the fit's numbers and is not in its id.
 
     Args:
-        every: steps between two points of the PSNR curve; None: about 60 points, however long the fit is.
+        every: steps between two points of the PSNR curve; None: about 40 points, however long the fit is.
         points: pixels in the fixed random sample on which that curve is measured. The final score uses all pixels.
         keep: steps whose weights are kept, for starts and films (0 is the start).
     """
 
     every: int | None = None
-    points: int = 16384
+    points: int = 8192
     keep: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ Shape legend: F fits of one stack, P parameters of a fit, N samples (known pixel
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -75,8 +76,11 @@ class Stack:
             return
         self.network.load_state_dict({name: buffer[0] for name, buffer in self.buffers.items()}, strict=False)
         self._leaves = list(self.network.parameters())
-        for entry, parameter in zip(self.layout, self._leaves, strict=True):
-            parameter.data = self.weights[0, entry.start : entry.stop].view(entry.shape)
+        # A second module shows other weights than those in training; swapping them in the first is not for threads.
+        self._shown, self._still = self.weights[0].clone(), copy.deepcopy(self.network).requires_grad_(False)
+        for row, network in ((self.weights[0], self.network), (self._shown, self._still)):
+            for entry, parameter in zip(self.layout, network.parameters(), strict=True):
+                parameter.data = row[entry.start : entry.stop].view(entry.shape)
 
     def _stacked(self, masks: Sequence[Weights | None]) -> Tensor:
         stacked = torch.ones_like(self.weights)
@@ -102,7 +106,7 @@ class Stack:
         """(1 or F, B, 2) to (F, B, C) with the weights in training."""
         # The cache of cast weights is shared by threads, which come and go at different times here.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast, cache_enabled=False):
-            output = self.network(coordinates[0])[None] if self.fits == 1 else self._call(self.weights, coordinates)
+            output = self.network(coordinates[0])[None] if self.fits == 1 else self._together(self.weights, coordinates)
         return output.to(self.dtype)
 
     def gradient(self, losses: Tensor) -> Tensor:
@@ -110,16 +114,14 @@ class Stack:
         slopes = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
         return slopes[0] if self.fits > 1 else torch.cat([slope.reshape(-1) for slope in slopes])[None]
 
-    def _call(self, weights: Tensor, coordinates: Tensor) -> Tensor:
+    def _together(self, weights: Tensor, coordinates: Tensor) -> Tensor:
+        """(1 or F, B, 2) to (F, B, C) with any weights (F, P)."""
         tensors = {entry.name: weights[:, entry.start : entry.stop].reshape(-1, *entry.shape) for entry in self.layout}
 
         def one(tensors: dict[str, Tensor], buffers: dict[str, Tensor], points: Tensor) -> Tensor:
             output: Tensor = functional_call(self.network, {**tensors, **buffers}, (points,))
             return output
 
-        if self.fits == 1:
-            first = {name: value[0] for name, value in tensors.items()}
-            return one(first, {name: value[0] for name, value in self.buffers.items()}, coordinates[0])[None]
         shared = coordinates.shape[0] == 1
         points = coordinates[0] if shared else coordinates
         return vmap(one, in_dims=(0, 0, None if shared else 0))(tensors, self.buffers, points)
@@ -127,10 +129,13 @@ class Stack:
     def predict(self, weights: Tensor, coordinates: Tensor, crew: Crew) -> Tensor:
         """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2), tile by tile, without gradients."""
         coordinates = coordinates.to(self.device, self.dtype)
+        if self.fits == 1:
+            self._shown.copy_(weights[0].detach())
 
         def one(tile: int) -> Tensor:
+            points = coordinates[:, tile * self.tile : (tile + 1) * self.tile]
             with torch.no_grad():
-                return self._call(weights, coordinates[:, tile * self.tile : (tile + 1) * self.tile])
+                return self._still(points[0])[None] if self.fits == 1 else self._together(weights, points)
 
         return torch.cat(crew.map(one, -(-coordinates.shape[1] // self.tile)), dim=1)
 

@@ -79,7 +79,10 @@ class Store:
     # ------------------------------------------------------------------------------------------------------- results
 
     def put(self, result: Result, *, name: str = "", recipe: str = "") -> None:
-        """Adds a result, or replaces the one with its id."""
+        """Adds a result, or replaces the one with its id; a finished one is never replaced by one that is not."""
+        if not result.status.finished and (before := self.get(result.spec)) is not None and before.status.finished:
+            self._land(result.id)
+            return
         file = None
         if result.weights:
             file = f"fits/{result.id}.safetensors"
@@ -99,7 +102,11 @@ class Store:
         )  # fmt: skip
         with self._connect() as index:
             index.execute("INSERT OR REPLACE INTO fits VALUES (?,?,?,?,?,?,?,?,?,?)", row)
-            index.execute("DELETE FROM flights WHERE id = ?", (result.id,))
+        self._land(result.id)
+
+    def _land(self, identity: str) -> None:
+        with self._connect() as index:
+            index.execute("DELETE FROM flights WHERE id = ?", (identity,))
 
     def get(self, fit: Spec | str) -> Result | None:
         """The result of a spec, or of an id or the beginning of one; None where the store has none.
@@ -225,13 +232,23 @@ class Store:
             why = None
             if path.name.endswith(files.TEMPORARY):
                 why = "left unfinished by a killed program" if time.time() - path.stat().st_mtime > 60 else None
-            elif path.parent.name == "checkpoints" and path.stem in finished and path.stem not in busy:
+            elif path.parent.name == "checkpoints" and (of := self._checkpoint_of(path)) <= finished and not of & busy:
                 why = "checkpoint of a finished fit"
             elif path.parent.name == "fits" and path.name not in named and path.stem not in busy:
                 why = "no row of the index names it"
             if why is not None:
                 found.append(Trash(path, why, path.stat().st_size))
         return found
+
+    def _checkpoint_of(self, path: Path) -> set[str]:
+        """The fits that a checkpoint belongs to: its name, or, for a stack of fits, the list inside it."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as stored:
+                return set(json.loads((stored.metadata() or {})["scalars"]).get("fits", [path.stem]))
+        except (SafetensorError, OSError, ValueError, KeyError):
+            return {path.stem}
 
     def gc(self) -> list[Trash]:
         """Deletes what `trash` lists, and the notes of fits whose program is gone; returns what it deleted."""

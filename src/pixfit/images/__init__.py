@@ -4,7 +4,7 @@ from pixfit.images.bundled import BUNDLED
 from pixfit.images.image import Image, ImageError
 from pixfit.images.read import MAX_PIXELS, load, load_folder, load_mask
 from pixfit.images.sets import SETS, DataSet, FoundSet, SetFile, data_folder, find_set, load_set
-from pixfit.images.write import BandWriter, save
+from pixfit.images.write import BandWriter, check_writable, save
 
 __all__ = [
     "BUNDLED",
@@ -16,6 +16,7 @@ __all__ = [
     "Image",
     "ImageError",
     "SetFile",
+    "check_writable",
     "data_folder",
     "find_set",
     "load",

@@ -18,7 +18,7 @@ from pixfit.images.encoders import PngEncoder, TiffEncoder
 from pixfit.images.image import Image, ImageError
 from pixfit.images.quantise import quantise
 
-__all__ = ["BandWriter", "save"]
+__all__ = ["BandWriter", "check_writable", "save"]
 
 _DEPTHS = {
     ".png": (8, 16),
@@ -150,6 +150,15 @@ def save(image: Image | torch.Tensor, path: str | Path, *, bit_depth: int | None
             np.save(stream, rows[..., 0] if channels == 1 else rows, allow_pickle=False)
         else:
             stream.write(_encode_with_pillow(rows, suffix))
+
+
+def check_writable(path: str | Path, *, width: int, height: int, bit_depth: int | None = None) -> None:
+    """Raises ImageError now where `save` would after the work: a wrong suffix, folder, depth, or too large a side."""
+    path = Path(path)
+    if bit_depth is None:
+        bit_depth = 32 if path.suffix.lower() == ".npy" else 8
+    _check_target(path, bit_depth, tuple(_DEPTHS))
+    _check_size(path, width, height)
 
 
 def _encode_with_pillow(rows: np.ndarray[Any, Any], suffix: str) -> bytes:

@@ -1,9 +1,9 @@
 """Threads that share the samples of one step, instead of the elements of every operation.
 
-Torch's own threads meet after each operation, many hundred times a step, and wait spinning. That gains less than half of
-a second core on networks as small as ours, and where anything else runs on the machine it loses: one busy core made
-a step nine times slower (docs/log.md, 2026-11-20). Threads that each take a part of the samples through the whole network
-meet once a step.
+Torch's own threads meet after each operation, many hundred times a step, and wait spinning. That gains less than half
+of a second core on networks as small as ours, and it loses where anything else runs on the machine: one busy core made
+a step nine times slower (docs/log.md, 2026-11-20). Threads that each take a part of the samples through the whole
+network meet once a step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 __all__ = ["Crew", "crew_size"]
 
-R = TypeVar("R")
+_R = TypeVar("_R")
 
 _WORTH = 2**18  # samples × features that make a part worth a thread of its own
 
@@ -57,6 +57,6 @@ class Crew:
             self._pool = None
         torch.set_num_threads(self._before)
 
-    def map(self, work: Callable[[int], R], parts: int) -> list[R]:
+    def map(self, work: Callable[[int], _R], parts: int) -> list[_R]:
         """``work(part)`` of every part, in order."""
         return list(map(work, range(parts)) if self._pool is None else self._pool.map(work, range(parts)))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["fast_matmul", "kernel_name"]
+__all__ = ["fast_bfloat16", "fast_matmul", "kernel_name"]
 
 _NARROWEST = 48  # below this width the switch loses a little (8 % at 32 features)
 _SETTING: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
@@ -28,6 +28,14 @@ def kernel_name(device: torch.device, width: int, policy: str = "auto") -> str:
     if policy == "auto" and width >= _NARROWEST and _accurate():
         return "torch-onednn"
     return "torch"
+
+
+def fast_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 in hardware: a GPU, or a CPU that says so. Elsewhere it is emulated."""
+    if torch.cuda.is_available():
+        return True
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported is not None and supported())
 
 
 @contextlib.contextmanager
