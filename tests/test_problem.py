@@ -229,8 +229,10 @@ def test_a_mask_of_another_size_is_refused_at_once() -> None:
 
 
 def test_what_is_no_picture_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"got ndarray; load one with pixfit\.images\.load"):
-        Problem(np.zeros((4, 4)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got str; load one with pixfit\.images\.load"):
+        Problem("photo.jpg")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="float"):
+        Problem(np.full((4, 4), 7.0))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("held_out", [-0.1, 1.0, float("nan")])
@@ -260,3 +262,9 @@ def test_a_sealed_problem_has_a_shape_and_no_view() -> None:
     assert sealed.shape == (3, 4, 5)
     with pytest.raises(ValueError, match="make the problem again from the picture"):
         sealed.view  # noqa: B018
+
+
+def test_tensors_and_arrays_are_taken_as_they_are() -> None:
+    image = picture(3, 6, 5)
+    assert Problem(image.data).image.data.equal(image.data)  # type: ignore[arg-type]
+    assert Problem(image.data.permute(1, 2, 0).numpy()).image.data.equal(image.data)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +92,7 @@ class Problem:
     """A picture to be represented or restored.
 
     Args:
-        image: the true picture.
+        image: the true picture; a tensor (C, H, W) or an array (H, W, C) is taken by `Image.from_array`.
         operator: how it was measured; by default it is seen as it is.
         noise: what was added to the measurement; None for nothing.
         held_out: fraction in [0, 1) of the measured pixels that is kept out of the loss, drawn with ``seed``.
@@ -101,13 +102,15 @@ class Problem:
         ValueError: an operator that does not fit the picture, or nothing left to fit.
     """
 
-    image: Image
+    image: Image  # in the constructor also a tensor or an array
     operator: Operator = field(default_factory=Identity)
     noise: GaussianNoise | None = None
     held_out: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.image, (Tensor, np.ndarray)):
+            object.__setattr__(self, "image", Image.from_array(self.image))
         if not isinstance(self.image, Image):
             raise TypeError(
                 f"a problem needs a pixfit.images.Image, got {type(self.image).__name__}; "

@@ -109,13 +109,21 @@ def render(
     size: tuple[int, int] | None = None,
     region: Region | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The picture (C, H, W) of a network, a finished fit or a model file, float32, not clamped.
+    """The picture (C, H, W) of a network, a finished fit or a model file, on the CPU, not clamped.
 
-    Arguments and errors are those of `frame`; a model file may raise `modelfile.ModelFileError`.
+    Args:
+        scale, size, region: as of `frame`, whose errors it raises.
+        device: where to compute.
+        dtype: of the picture; the network computes in the type that it was fitted in.
+
+    Raises:
+        modelfile.ModelFileError: a file that is missing or broken.
     """
     network = _network(source)
-    return torch.cat(list(bands(network, frame(network, scale=scale, size=size, region=region), device=device)), dim=1)
+    wanted = frame(network, scale=scale, size=size, region=region)
+    return torch.cat([band.to(dtype) for band in bands(network, wanted, device=device)], dim=1)
 
 
 def write(
