@@ -133,7 +133,9 @@ def test_an_epoch_sees_every_pixel_once() -> None:
     views, seeds = [spec.problem.view] * 2, [4, 5]
     samples = Samples(spec.model, views, seeds, 10, dtype=torch.float32, device=torch.device("cpu"))
     assert samples.per_epoch == 8
-    everything = torch.cat([samples.coordinates[0], samples.targets[0]], dim=1).unique(dim=0)
+    everything = torch.cat([samples.at(samples.places[0]), spec.model.to_target(samples.pixels[0])], dim=1).unique(
+        dim=0
+    )
     epochs = []
     for epoch in range(2):
         batches = [samples.batch(8 * epoch + step) for step in range(8)]

@@ -679,3 +679,11 @@ def test_regions_and_samples_out_of_bounds_are_refused(arguments: dict[str, obje
 def test_pictures_of_no_size_are_refused() -> None:
     with pytest.raises(ValueError, match="height: got 0"):
         Coordinates().grid(0, 8)
+
+
+@pytest.mark.parametrize("order", ["xy", "row_col"])
+def test_picked_samples_are_those_of_the_mesh(order: str) -> None:
+    coordinates = Coordinates(order=order)  # type: ignore[arg-type]
+    rows, columns = coordinates.axes(7, 11)
+    index = torch.tensor([[0, 10, 11], [76, 40, 40]])
+    assert torch.equal(coordinates.pick(rows, columns, index), coordinates.mesh(rows, columns)[index])

@@ -209,7 +209,7 @@ def test_every_pixel_once_an_epoch(small: pf.Image) -> None:
     samples = Samples(TINY, [pf.Problem(small).view], [3], 50, **place)  # type: ignore[arg-type]
     for epoch in range(2):
         seen = torch.cat([samples.batch(3 * epoch + place)[0][0] for place in range(3)])
-        assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, samples.coordinates[0].tolist()))
+        assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, samples.at(samples.places[0]).tolist()))
     assert not torch.equal(samples.batch(0)[0], samples.batch(3)[0])
 
 

@@ -227,7 +227,7 @@ class _Loop:
         self.stepper.crew = self.crew
         self.rates = torch.tensor([[job.spec.optimiser.lr] for job in jobs], dtype=dtype, device=device)
         schedule = spec.optimiser.schedule
-        self.plateau = PlateauState(schedule, self.fits) if isinstance(schedule, Plateau) else None
+        self.plateau = PlateauState(schedule, self.fits, device) if isinstance(schedule, Plateau) else None
         limits = [job.spec.budget.step_limit(self.samples.per_epoch) for job in jobs]
         self.limits = [math.inf if limit is None else limit for limit in limits]
         longest = max(self.limits)
@@ -299,7 +299,7 @@ class _Loop:
     def _learning_rates(self) -> Tensor:
         factors = [self.spec.optimiser.schedule.factor(self.fraction(fit)) for fit in range(self.fits)]
         rates = self.rates * torch.tensor(factors, dtype=self.rates.dtype, device=self.device)[:, None]
-        return rates if self.plateau is None else rates * self.plateau.factors.to(self.rates)[:, None]
+        return rates if self.plateau is None else rates * self.plateau.factors.to(rates.dtype)[:, None]
 
     def fraction(self, fit: int) -> float:
         """Of the budget spent, in [0, 1]."""
@@ -392,10 +392,12 @@ class _Loop:
         """Differences (n,) between what was measured at the held-out samples and what the weights predict there."""
         if self.samples.pointwise:  # then only those pixels need to be computed
             places = held_out.any(dim=0).flatten().nonzero()[:, 0]
-            predicted = self.predict(weights, self.samples.grid[places][None])[fit].clamp(0, 1).T
+            predicted = self.predict(weights, self.samples.at(places)[None])[fit].clamp(0, 1).T
             measured, wanted = view.measurement.flatten(1)[:, places], held_out.flatten(1)[:, places]
         else:
-            picture = self.samples.picture(self.stack.predict(weights, self.samples.grid[None], self.crew))[fit]
+            picture = self.samples.picture(
+                self.stack.predict(weights, self.samples.at(self.samples.places), self.crew)
+            )[fit]
             predicted, measured, wanted = view.operator.forward(picture.clamp(0, 1)), view.measurement, held_out
         return (predicted.cpu() - measured)[wanted.expand_as(measured)]
 
@@ -406,11 +408,11 @@ class _Loop:
         stride = 1 if limit is None or not samples.pointwise else -(-samples.count // limit)
         part = slice(None, None, stride)
         if samples.pointwise:
-            predicted = self.predict(weights, samples.coordinates[:, part])
+            predicted = self.predict(weights, samples.at(samples.places[:, part]))
             targets, scale = samples.pixels[:, part], None if samples.weights is None else samples.weights[:, part]
         else:
             predicted = samples.operator.forward(
-                samples.picture(self.stack.predict(weights, samples.coordinates, self.crew))
+                samples.picture(self.stack.predict(weights, samples.at(samples.places), self.crew))
             )
             targets, scale = samples.pixels, samples.weights
         error = (predicted.clamp(0, 1) - targets).square().double()
@@ -431,7 +433,7 @@ class _Loop:
             self.looked = now
             weights = self.final if last else self.estimate()
             self.clock.pause()
-            self.watch.look(Moment(self.step, now, lambda index: self.predict(weights, self.samples.grid[index][None])))
+            self.watch.look(Moment(self.step, now, lambda index: self.predict(weights, self.samples.at(index)[None])))
             self.clock.start()
         if last or now - self.ticked >= _TICK:
             self.ticked = now

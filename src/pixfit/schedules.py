@@ -118,17 +118,17 @@ SCHEDULES: dict[str, type[Schedule]] = {"Constant": Constant, "Cosine": Cosine, 
 class PlateauState:
     """The counters of `Plateau` for a stack of F fits, in float64 as PyTorch's scheduler has them."""
 
-    def __init__(self, settings: Plateau, fits: int) -> None:
+    def __init__(self, settings: Plateau, fits: int, device: torch.device | str = "cpu") -> None:
         self.settings = settings
-        self.best = torch.full((fits,), math.inf, dtype=torch.float64)
-        self.bad = torch.zeros(fits, dtype=torch.float64)
-        self.factors = torch.ones(fits, dtype=torch.float64)
-        self.total = torch.zeros(fits, dtype=torch.float64)
-        self.steps = torch.zeros(1, dtype=torch.float64)
+        self.best = torch.full((fits,), math.inf, dtype=torch.float64, device=device)
+        self.bad = torch.zeros_like(self.best)
+        self.factors = torch.ones_like(self.best)
+        self.total = torch.zeros_like(self.best)
+        self.steps = torch.zeros_like(self.best)
 
     def update(self, losses: Tensor, rates: Tensor, *, end_of_epoch: bool) -> None:
         settings = self.settings
-        self.total += losses.double().cpu()
+        self.total += losses
         self.steps += 1
         if not end_of_epoch:
             return
@@ -139,9 +139,9 @@ class PlateauState:
         self.best = torch.where(better, mean, self.best)
         self.bad = torch.where(better, 0.0, self.bad + 1)
         due = self.bad > settings.patience
-        if not bool(due.any()):
-            return
-        base = rates.double().cpu()
+        if due.device.type == "cpu" and not bool(due.any()):
+            return  # elsewhere the question would wait for the device at every epoch
+        base = rates.double()
         old = self.factors * base
         new = (old * settings.decay).clamp(min=settings.min_lr)
         change = due & (old - new > settings.eps)
@@ -153,7 +153,7 @@ class PlateauState:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         for name, value in tensors.items():
-            setattr(self, name, value.clone())
+            getattr(self, name).copy_(value)
 
 
 def _check_fractions(schedule: Schedule, *names: str) -> None:

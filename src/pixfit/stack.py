@@ -148,10 +148,10 @@ class Stack:
 
 
 class Samples:
-    """What a stack is fitted to: coordinates, targets in the network's range, and weights.
+    """What a stack is fitted to: places in the picture, pixels, and weights.
 
-    With a pointwise operator a sample is a known pixel: coordinates (1 or F, N, 2), targets and weights (F, N, C). With
-    any other it is the whole picture: coordinates of all its pixels, targets and weights (F, C', H', W').
+    With a pointwise operator a sample is a known pixel: places (1 or F, N) in row-major order, pixels and weights
+    (F, N, C). With any other it is the whole picture: all its places, pixels and weights (F, C', H', W').
 
     Args:
         model: for the coordinate convention and the target range.
@@ -173,43 +173,55 @@ class Samples:
         self.model, self.seeds, self.device = model, seeds, device
         self.operator, self.shape = views[0].operator, views[0].shape
         self.pointwise = self.operator.pointwise
-        self.grid = model.coordinates.grid(*self.shape[1:], dtype=dtype)
+        rows, columns = model.coordinates.axes(*self.shape[1:], dtype=dtype)
+        self._axes = (rows.to(device), columns.to(device))
         if self.pointwise:
             parts = [view.samples() for view in views]
-            index = torch.stack([part[0] for part in parts])
-            shared = bool((index == index[:1]).all())
-            coordinates = self.grid[index[:1] if shared else index]
-            targets = torch.stack([part[1] for part in parts])
+            places = torch.stack([part[0] for part in parts])
+            shared = bool((places == places[:1]).all())
+            places = places[:1] if shared else places
+            pixels = torch.stack([part[1] for part in parts])
             weights = [part[2] for part in parts]
         else:
-            coordinates = self.grid[None]
-            targets = torch.stack([view.measurement for view in views])
+            places = torch.arange(self.shape[1] * self.shape[2])[None]
+            pixels = torch.stack([view.measurement for view in views])
             weights = [None if view.use is None else view.use.expand_as(view.measurement).to(dtype) for view in views]
-        self.coordinates = coordinates.to(device)
-        self.pixels = targets.to(device, dtype)
-        self.targets = model.to_target(self.pixels)
+        self.places = places.to(device)
+        self.pixels = pixels.to(device, dtype)
         self.weights: Tensor | None = None
         if any(weight is not None for weight in weights):
-            filled = [torch.ones_like(t) if w is None else w for t, w in zip(targets, weights, strict=True)]
+            filled = [torch.ones_like(p) if w is None else w for p, w in zip(pixels, weights, strict=True)]
             self.weights = torch.stack(filled).to(device, dtype)
-        self.count = self.coordinates.shape[1]
+        self.count = self.places.shape[1]
         self.batch_size = batch if self.pointwise else None
         self.per_epoch = 1 if self.batch_size is None else -(-self.count // self.batch_size)
         self.per_step = self.count if self.batch_size is None else min(self.batch_size, self.count)
         self._order: tuple[int, Tensor] | None = None
+        self._whole: tuple[Tensor, Tensor, Tensor | None] | None = None
+        if self.batch_size is None:
+            self._whole = (self.at(self.places), model.to_target(self.pixels), self.weights)
+
+    def at(self, places: Tensor) -> Tensor:
+        """Coordinates (..., 2) of places (...) in row-major order, on the stack's device."""
+        return self.model.coordinates.pick(*self._axes, places.to(self.device))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Coordinates, targets and weights of a step. Batches are drawn without replacement within an epoch."""
-        if self.batch_size is None:
-            return self.coordinates, self.targets, self.weights
-        epoch, place = divmod(step, self.per_epoch)
+        """Coordinates (1 or F, B, 2), targets in the network's range and weights (F, B, C) of a step.
+
+        Batches are drawn without replacement within an epoch.
+        """
+        if self._whole is not None:
+            return self._whole
+        assert self.batch_size is not None
+        epoch, start = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             # An epoch's order hangs on the seed and its number alone, so that a resumed fit draws what it would have.
             orders = [torch.randperm(self.count, generator=stream(seed, f"batches/{epoch}")) for seed in self.seeds]
             self._order = (epoch, torch.stack(orders).to(self.device))
-        index = self._order[1][:, place * self.batch_size : (place + 1) * self.batch_size]
+        index = self._order[1][:, start * self.batch_size : (start + 1) * self.batch_size]
+        places = _pick(self.places[..., None], index)[..., 0]
         weights = None if self.weights is None else _pick(self.weights, index)
-        return _pick(self.coordinates, index), _pick(self.targets, index), weights
+        return self.at(places), self.model.to_target(_pick(self.pixels, index)), weights
 
     def picture(self, output: Tensor) -> Tensor:
         """Outputs (F, H·W, C) as pictures (F, C, H, W) in units of pixels."""

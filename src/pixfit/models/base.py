@@ -175,6 +175,11 @@ class Coordinates:
         pair = (column, row) if self.order == "xy" else (row, column)
         return torch.stack(pair, dim=-1).reshape(-1, 2)
 
+    def pick(self, rows: Tensor, columns: Tensor, index: Tensor) -> Tensor:
+        """Coordinates (..., 2) of samples by their row-major number (...): what `mesh` has there, without making it."""
+        row, column = rows[index // len(columns)], columns[index % len(columns)]
+        return torch.stack((column, row) if self.order == "xy" else (row, column), dim=-1)
+
     def grid(
         self,
         height: int,
