@@ -262,15 +262,21 @@ def test_precisions(small: pf.Image, precision: str) -> None:
 
 
 def test_finished_fits_are_taken_from_the_store(small: pf.Image, tmp_path: Path) -> None:
-    store, spec, steps = pf.Store(tmp_path / "runs"), spec_of(small), []
+    store, spec = pf.Store(tmp_path / "runs"), spec_of(small)
+    steps: list[int] = []
     first = pf.fit(spec, store)
-    second = pf.fit(spec, store, on_progress=lambda at: steps.append(at.step))
+
+    def note(at: run.Progress) -> None:
+        if at.stage == "fitting":
+            steps.append(at.step)
+
+    second = pf.fit(spec, store, on_progress=note)
     assert not steps
     assert same(first, second)
     assert second.estimate is not None
     assert torch.equal(first.estimate, second.estimate)
     assert second.summary() == first.summary()
-    third = pf.fit(spec, store, again=True, on_progress=lambda at: steps.append(at.step))
+    third = pf.fit(spec, store, again=True, on_progress=note)
     assert steps
     assert same(first, third)
     # A child that wants a step which was not kept makes its parent run again.
@@ -356,6 +362,26 @@ def test_a_killed_program_goes_on_and_ends_bit_identical(tmp_path: Path, how: si
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert [row["status"] for row in store.rows()] == ["done"]
     assert store.flights() == []
+
+
+def test_who_stops_the_scoring_does_not_lose_the_fit(
+    small: pf.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_SLOW_TO_SCORE", 0)
+    store, spec = pf.Store(tmp_path / "runs"), spec_of(small)
+    seen: list[tuple[str, int]] = []
+
+    def stop(at: run.Progress) -> None:
+        if at.stage == "scoring":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pf.fit(spec, store, on_progress=stop)
+    assert store.rows() == []
+    result = pf.fit(spec, store, on_progress=lambda at: seen.append((at.stage, at.step)))
+    assert {step for stage, step in seen if stage == "fitting"} == {40}  # it was at its end already
+    assert same(result, pf.fit(spec))
+    assert result.psnr is not None
 
 
 def test_progress_of_a_running_fit_is_seen_by_others(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def _fit_one(spec: Spec, store: Path, device: str, quiet: bool, *, name: str, re
 
         def on_progress(at: Progress) -> None:
             psnr = "" if at.psnr is None else f", {at.psnr:.1f} dB"
-            show(at.fraction, f"step {at.step}{psnr}")
+            show(at.fraction, f"step {at.step}{psnr}" if at.stage == "fitting" else "scoring")
 
         return run.fit(
             spec,

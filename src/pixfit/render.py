@@ -110,6 +110,7 @@ def render(
     region: Region | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    progress: Callable[[float], None] = lambda fraction: None,
 ) -> Tensor:
     """The picture (C, H, W) of a network, a finished fit or a model file, on the CPU, not clamped.
 
@@ -117,13 +118,20 @@ def render(
         scale, size, region: as of `frame`, whose errors it raises.
         device: where to compute.
         dtype: of the picture; the network computes in the type that it was fitted in.
+        progress: is told the fraction that is done, from 0 to 1.
 
     Raises:
         modelfile.ModelFileError: a file that is missing or broken.
     """
     network = _network(source)
     wanted = frame(network, scale=scale, size=size, region=region)
-    return torch.cat([band.to(dtype) for band in bands(network, wanted, device=device)], dim=1)
+    picture = torch.empty(network.shape[0], wanted.height, wanted.width, dtype=dtype)
+    done = 0
+    for band in bands(network, wanted, device=device):
+        picture[:, done : done + band.shape[1]] = band
+        done += band.shape[1]
+        progress(done / wanted.height)
+    return picture
 
 
 def write(

@@ -31,6 +31,7 @@ from pixfit.store import Store
 
 __all__ = ["Progress", "choose_device", "fit"]
 
+_SLOW_TO_SCORE = 2**20  # pixels above which rendering and scoring take long enough to be killed in
 _SAVE_EVERY = 60.0  # seconds between two checkpoints: what a killed program loses at most
 
 
@@ -44,6 +45,8 @@ class Progress:
         loss: of the last step.
         psnr: in dB against the truth at the last point of the curve, on a sample of pixels; None before.
         seconds: of wall time since the fit began in this program.
+        stage: ``fitting``, or ``scoring`` while the finished network is rendered and compared with the truth; then
+            ``fraction`` is of the rendering.
     """
 
     spec: Spec
@@ -52,6 +55,7 @@ class Progress:
     loss: float
     psnr: float | None
     seconds: float
+    stage: str = "fitting"
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -150,7 +154,7 @@ class _Runner:
         for spec in order:
             found = None if again or self.store is None else self.store.get(spec)
             if found is not None and found.status.finished and _keeps(found, keep[spec.id]):
-                results[spec.id] = _with_estimate(found, self.device)
+                results[spec.id] = _with_estimate(found, self.device, self._scoring(spec, interrupted))
         waiting = [spec for spec in order if spec.id not in results]
         while waiting:
             if interrupted():
@@ -196,6 +200,7 @@ class _Runner:
             specs[0].id if len(specs) == 1 else hashlib.sha256("/".join(s.id for s in specs).encode()).hexdigest()[:20]
         )
         ids = [spec.id for spec in specs]
+        pixels = specs[0].problem.shape[1] * specs[0].problem.shape[2]
         watch = _Watch(specs, self.store, self.on_progress, self.record.points, self.names)
         try:
             outcomes = None
@@ -206,19 +211,35 @@ class _Runner:
             )  # fmt: skip
             for state in states:
                 outcomes = state.outcomes
-                if self.store is not None and (outcomes is None or any(o.verdict == "cancelled" for o in outcomes)):
+                # The last state is kept only where it may be needed: to go on, or because scoring takes its time.
+                needed = outcomes is None or any(o.verdict == "cancelled" for o in outcomes) or pixels > _SLOW_TO_SCORE
+                if self.store is not None and needed:
                     self.store.save_checkpoint(
                         key, state.tensors, {**state.scalars, "watch": watch.scalars(), "fits": ids}
                     )
             assert outcomes is not None
             for index, (spec, outcome) in enumerate(zip(specs, outcomes, strict=True)):
-                self._file(_result(spec, outcome, watch.curve(index), self.device), results)
+                scoring = self._scoring(spec, interrupted)
+                self._file(_result(spec, outcome, watch.curve(index), self.device, scoring), results)
         except Exception as error:
             if strict:
                 raise
             for spec in specs:
                 if spec.id not in results:
                     self._file(_failure(spec, error, self.device), results)
+
+    def _scoring(self, spec: Spec, interrupted: Callable[[], bool]) -> Callable[[float], None]:
+        """Tells how far the rendering of a finished fit is, and lets Ctrl-C end it."""
+        began = time.monotonic()
+
+        def tell(fraction: float) -> None:
+            if interrupted():
+                raise KeyboardInterrupt
+            if self.on_progress is not None:
+                seconds = time.monotonic() - began
+                self.on_progress(Progress(spec, 0, fraction, math.nan, None, seconds, stage="scoring"))
+
+        return tell
 
     def _resumed(self, key: str, keep: tuple[int, ...], watch: _Watch) -> engine.State | None:
         """The state of an interrupted run of the same fits; a damaged one is an error, never silently begun anew."""
@@ -359,7 +380,13 @@ def _source(spec: Spec, results: Mapping[str, Result]) -> Mapping[str, Tensor] |
     return None if named is None else dict(named.tensors)
 
 
-def _result(spec: Spec, outcome: engine.Outcome, curve: Mapping[str, Tensor], device: torch.device) -> Result:
+def _result(
+    spec: Spec,
+    outcome: engine.Outcome,
+    curve: Mapping[str, Tensor],
+    device: torch.device,
+    progress: Callable[[float], None],
+) -> Result:
     began = time.monotonic()
     result = Result(
         spec=spec, status=Status(outcome.verdict), reason=outcome.reason, weights=outcome.weights, steps=outcome.steps,
@@ -367,7 +394,8 @@ def _result(spec: Spec, outcome: engine.Outcome, curve: Mapping[str, Tensor], de
         curves={"loss": outcome.losses, **curve}, kept=outcome.kept, device=str(device), kernel=outcome.kernel,
         threads=torch.get_num_threads(), versions=_versions(),
     )  # fmt: skip
-    result = _with_estimate(result, device)
+    if result.status is not Status.CANCELLED:  # who interrupts a fit does not want to wait for its scores
+        result = _with_estimate(result, device, progress)
     scores: dict[str, float | None] = {"psnr_measured": outcome.psnr_measured}
     if result.estimate is not None and isinstance(spec.problem, Problem):
         truth = spec.problem.image.data
@@ -379,10 +407,10 @@ def _result(spec: Spec, outcome: engine.Outcome, curve: Mapping[str, Tensor], de
     return replace(result, metrics=scores, evaluation_seconds=outcome.evaluation_seconds + time.monotonic() - began)
 
 
-def _with_estimate(result: Result, device: torch.device) -> Result:
+def _with_estimate(result: Result, device: torch.device, progress: Callable[[float], None]) -> Result:
     if not result.weights or not all(bool(value.isfinite().all()) for value in result.weights.values()):
         return result
-    return replace(result, estimate=render.render(result, device=device))
+    return replace(result, estimate=render.render(result, device=device, progress=progress))
 
 
 def _failure(spec: Spec, error: Exception, device: torch.device) -> Result:
