@@ -288,3 +288,10 @@ def test_a_closed_pipe_is_no_traceback(elsewhere: Path) -> None:
     shell = f"{sys.executable} -m pixfit recipes fast | head -c 10"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env={**os.environ}, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_the_default_limit_is_the_library_s() -> None:
+    """Written twice, because the help must not import the library."""
+    from pixfit.cli import options
+
+    assert options.MAX_PIXELS == images.MAX_PIXELS

@@ -1,0 +1,269 @@
+"""The commands that fit: ``pixfit demo`` and ``pixfit fit``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pixfit.cli.options import (
+    MAX_PIXELS,
+    STORE,
+    Alpha,
+    Device,
+    Json,
+    MaxPixels,
+    Quiet,
+    Seed,
+    StoreDir,
+    bar,
+    command,
+    emit,
+    fail,
+    numbers,
+    say,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from pixfit.images import Image
+    from pixfit.result import Result
+    from pixfit.run import Progress
+    from pixfit.spec import Spec
+
+__all__ = ["demo", "fit"]
+
+
+@command
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures and index.html.")] = Path(
+        "demo"
+    ),
+    picture: Annotated[str, typer.Option(help="A bundled picture's name, or a file.")] = "coffee",
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates of the fit, instead of the recipe's.")] = None,
+    store: StoreDir = STORE,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """A tour: fits a bundled picture, renders it at 4×, and writes a page with the pictures and the curve.
+
+    Example:  pixfit demo && open demo/index.html
+    """
+    import dataclasses
+
+    from pixfit import images, recipes, report
+    from pixfit.problem import Problem
+    from pixfit.stopping import Steps
+
+    image = images.load(picture)
+    spec = dataclasses.replace(recipes.RECIPES["fast"](Problem(image)), seed=seed)
+    if steps is not None:
+        spec = dataclasses.replace(spec, budget=Steps(steps))
+    say(quiet, f"fitting {image.name} ({image.width}×{image.height}) with the recipe 'fast'")
+    result = _fit_one(spec, store, device, quiet, name=image.name, recipe="fast", again=False)
+    with bar(quiet, "rendering") as show:
+        page = report.write_fit(
+            result, output, title=f"pixfit: {image.name} as a network", zoom=4, progress=lambda f: show(f, "")
+        )
+    _finish([_report(result, "fast", None)], as_json=as_json, single=True, quiet=quiet, extra={"page": str(page)})
+    say(quiet or as_json, f"open {page}")
+
+
+@command
+def fit(
+    picture: Annotated[
+        str,
+        typer.Argument(metavar="IMAGE|FOLDER", help="A picture, a folder of them, or a bundled name such as coffee."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="MODEL", help="Model file (for a folder: folder) to write.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `pixfit recipes`.")] = "fast",
+    start: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Go on from a saved network, with its model settings.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change a setting of the recipe.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.0, help="Budget in seconds, instead of the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Budget in updates, instead of the recipe's.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Fit anew even if the store has this fit.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the full settings and the id, and stop.")] = False,
+    alpha: Alpha = "white",
+    value_range: Annotated[
+        str | None, typer.Option("--range", metavar="LO,HI", help="Values of a float picture that become 0 and 1.")
+    ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    store: StoreDir = STORE,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fits a network to a picture and says how well.
+
+    Example:  pixfit fit photo.jpg -o photo.safetensors
+              pixfit fit coffee --recipe siren-2020 --steps 300 -s model.hidden_features=128
+    """
+    import dataclasses
+
+    from pixfit import modelfile, recipes, starts
+    from pixfit.problem import Problem
+    from pixfit.stopping import Budget
+
+    folder, pictures = _pictures(picture, alpha, max_pixels, numbers(value_range, ",", 2, "--range", "LO,HI"))
+    make = recipes.get(recipe)
+    network = None if start is None else modelfile.load(start)
+    specs = []
+    for image in pictures:
+        spec = dataclasses.replace(make(Problem(image)), seed=seed)
+        if network is not None:
+            begin = starts.Start(weights=starts.Weights(network.weights))
+            spec = dataclasses.replace(spec, model=network.model, start=begin)
+        if steps is not None or seconds is not None:
+            spec = dataclasses.replace(spec, budget=Budget(steps=steps, seconds=seconds))
+        specs.append(recipes.configure(spec, settings_of(settings or []), recipe=recipe))
+    if dry_run:
+        plans = [{"id": spec.id, "recipe": recipe, "spec": spec.plain} for spec in specs]
+        emit(plans if folder else plans[0])
+        return
+    targets = _targets(output, pictures, folder)
+    reports = []
+    for image, spec, target in zip(pictures, specs, targets, strict=True):
+        say(quiet, *(f"{image.name}: {note}" for note in image.notes))
+        result = _fit_one(spec, store, device, quiet, name=image.name, recipe=recipe, again=again)
+        sound = result.status.value not in ("diverged", "collapsed", "failed", "cancelled")
+        if target is not None and sound:
+            modelfile.save(result, target)
+        reports.append(_report(result, recipe, target if sound else None))
+        if result.status.value == "cancelled":
+            break
+    _finish(reports, as_json=as_json, single=not folder, quiet=quiet)
+
+
+def _pictures(
+    picture: str, alpha: str, max_pixels: int, value_range: tuple[float, ...] | None
+) -> tuple[bool, list[Image]]:
+    from pixfit import images
+
+    if alpha not in ("white", "keep", "drop"):
+        fail(f"--alpha is white, keep or drop, got {alpha!r}")
+    span = None if value_range is None else (value_range[0], value_range[1])
+    if Path(picture).is_dir():
+        return True, images.load_folder(picture, alpha=alpha, max_pixels=max_pixels, value_range=span)
+    return False, [images.load(picture, alpha=alpha, max_pixels=max_pixels, value_range=span)]
+
+
+def _targets(output: Path | None, pictures: list[Image], folder: bool) -> list[Path | None]:
+    """Where the model files go; checked before any work is done."""
+    if output is None:
+        return [None] * len(pictures)
+    if folder:
+        if output.exists() and not output.is_dir():
+            fail(f"-o {output} is a file; for a folder of pictures give a folder")
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"-o {output}: cannot be made ({error.strerror or error})")
+        return [output / f"{image.name}.safetensors" for image in pictures]
+    if output.is_dir() or not output.parent.is_dir():
+        fail(f"-o {output}: {'this is a folder' if output.is_dir() else 'its folder does not exist'}; give a file name")
+    if output.suffix != ".safetensors":
+        fail(f"-o {output}: a model file ends in .safetensors; `pixfit render` makes pictures of it")
+    return [output]
+
+
+def _fit_one(spec: Spec, store: Path, device: str, quiet: bool, *, name: str, recipe: str, again: bool) -> Result:
+    from pixfit import run
+    from pixfit.store import Store
+
+    chosen = run.choose_device(device)
+    with bar(quiet, name or "fit") as show:
+
+        def on_progress(at: Progress) -> None:
+            psnr = "" if at.psnr is None else f", {at.psnr:.1f} dB"
+            show(at.fraction, f"step {at.step}{psnr}" if at.stage == "fitting" else "scoring")
+
+        return run.fit(
+            spec,
+            Store(store),
+            device=chosen,
+            on_progress=on_progress,
+            names={spec.id: name},
+            recipe=recipe,
+            again=again,
+        )
+
+
+def _report(result: Result, recipe: str, target: Path | None) -> dict[str, Any]:
+    """What `pixfit fit` prints, as the keys of its JSON."""
+    from pixfit.modelfile import Network, size_in_bytes
+
+    summary = result.summary()
+    size = size_in_bytes(Network.of(result)) if result.weights else None
+    pixels = summary["width"] * summary["height"]
+    keys = (
+        "id", "status", "stop_reason", "psnr", "psnr_8bit", "ssim", "lossless", "seconds", "process_seconds",
+        "evaluation_seconds", "steps", "parameters", "values_ratio",
+    )  # fmt: skip
+    return {
+        **{key: summary[key] for key in keys[:1]},
+        "recipe": recipe,
+        **{key: summary[key] for key in keys[1:]},
+        "bits_per_pixel": None if size is None else size * 8 / pixels,
+        **{key: summary[key] for key in ("width", "height", "channels", "device", "kernel")},
+        "model": None if target is None else str(target),
+        "remedy": result.status.remedy,
+    }
+
+
+def _finish(
+    reports: list[dict[str, Any]], *, as_json: bool, single: bool, quiet: bool, extra: dict[str, Any] | None = None
+) -> None:
+    """Prints what came out, and ends with the exit code that it deserves."""
+    reports = [{**report, **(extra or {})} for report in reports]
+    remedies = [report.pop("remedy") for report in reports]
+    if as_json:
+        emit(reports[0] if single else reports)
+    else:
+        for report in reports:
+            _print_report(report)
+    for report, remedy in zip(reports, remedies, strict=True):
+        if remedy:
+            print(f"pixfit: {report['status']} ({report['stop_reason']}): {remedy}", file=sys.stderr)
+    statuses = {report["status"] for report in reports}
+    if "cancelled" in statuses:
+        raise typer.Exit(130)
+    if single and statuses & {"diverged", "collapsed", "failed"}:
+        raise typer.Exit(1)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    def decibels(value: float | None) -> str:
+        return (
+            "lossless" if value is None and report["lossless"] else "not known" if value is None else f"{value:.2f} dB"
+        )
+
+    ratio = report["values_ratio"]
+    caution = "; above about 0.5 a good PSNR says little" if ratio > 0.5 else ""
+    ssim = "" if report["ssim"] is None else f", SSIM {report['ssim']:.4f}"
+    size = "" if report["bits_per_pixel"] is None else f", {report['bits_per_pixel']:.2f} bits per pixel"
+    lines = [
+        ("fit", f"{report['id']}  {report['recipe']}, {report['width']}×{report['height']}×{report['channels']}"),
+        ("ended", f"{report['status']} ({report['stop_reason']}) after {report['steps']} steps"),
+        ("PSNR", f"{decibels(report['psnr'])} ({decibels(report['psnr_8bit'])} at 8 bits){ssim}"),
+        ("parameters", f"{report['parameters']:,}, {ratio:.3f} per pixel value{size}{caution}"),
+        (
+            "time",
+            f"{report['seconds']:.1f} s training ({report['process_seconds']:.1f} s of processor), "
+            f"{report['evaluation_seconds']:.1f} s scoring, on {report['device']} with {report['kernel']}",
+        ),
+    ]
+    if report["model"]:
+        lines.append(("model", report["model"]))
+    for name, value in lines:
+        print(f"{name:<11} {value}")
