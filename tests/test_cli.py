@@ -295,3 +295,36 @@ def test_the_default_limit_is_the_library_s() -> None:
     from pixfit.cli import options
 
     assert options.MAX_PIXELS == images.MAX_PIXELS
+
+
+def test_a_broken_picture_in_a_folder_is_a_row(elsewhere: Path) -> None:
+    (elsewhere / "album" / "c.png").write_bytes(b"no picture")
+    said = as_json("fit", "album", *SMALL, code=1)
+    assert [row["status"] for row in said] == ["done", "done", "failed"]
+    assert said[2]["name"] == "c"
+    assert "c.png" in said[2]["stop_reason"]
+
+
+def test_a_fit_from_the_store_says_so(elsewhere: Path) -> None:
+    pixfit("fit", "photo.png", *SMALL)
+    assert "--again" in pixfit("fit", "photo.png", *SMALL).stderr
+
+
+def test_a_start_keeps_the_saved_settings_unless_told(elsewhere: Path) -> None:
+    pixfit(
+        "fit",
+        "photo.png",
+        "-o",
+        "s.safetensors",
+        "--recipe",
+        "siren-2020",
+        "--steps",
+        "2",
+        "-s",
+        "model.hidden_features=8",
+    )
+    again = as_json("fit", "photo.png", "--start", "s.safetensors", "--steps", "3", "--dry-run")
+    assert again["spec"]["optimiser"]["kind"] == "Adam"
+    other = as_json("fit", "photo.png", "--start", "s.safetensors", "--recipe", "finer-2024", "--dry-run")
+    assert other["spec"]["model"]["kind"] == "Siren"
+    assert other["spec"]["optimiser"]["lr"] == 5e-4

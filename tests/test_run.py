@@ -19,6 +19,7 @@ from pixfit import engine, run
 from pixfit.models import Mlp, Siren
 from pixfit.optim import OPTIMISERS, SGD, Adam, ScheduleFreeAdamW
 from pixfit.schedules import Cosine, Plateau
+from pixfit.store import StoreError
 from tests.conftest import picture
 
 TINY = Siren(hidden_layers=1, hidden_features=8)
@@ -154,10 +155,55 @@ def test_divergence_is_reported_and_the_last_good_weights_come_back(small: pf.Im
 
 
 def test_collapse_is_reported(small: pf.Image) -> None:
-    result = pf.fit(spec_of(small, optimiser=Adam(lr=3.0), steps=600))
+    result = pf.fit(spec_of(small, model=Mlp(2, 16), optimiser=Adam(lr=3.0), steps=600))
     assert result.status is pf.Status.COLLAPSED
+    assert "lower optimiser.lr" in result.status.remedy
     constant = pf.Image(torch.full((3, 6, 6), 0.5))
     assert pf.fit(spec_of(constant, steps=600)).status is pf.Status.DONE  # one colour is what it should show
+
+
+def test_noise_that_is_hard_to_fit_is_no_collapse() -> None:
+    noise = pf.Image(torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(1)))
+    result = pf.fit(spec_of(noise, steps=600))
+    assert result.psnr is not None
+    assert result.psnr < pf.metrics.best_constant_psnr(noise.data) + 1
+    assert result.status is pf.Status.DONE
+
+
+def test_nothing_that_the_loop_gets_holds_the_truth(small: pf.Image) -> None:
+    spec = pf.Spec(pf.Problem(small, noise=pf.GaussianNoise(0.1)), TINY, start=pf.Start(weights=spec_of(small)))
+    job = run._job(spec, {spec.start.weights.id: pf.fit(spec.start.weights)}, ())
+    seen: set[int] = set()
+
+    def tensors(value: object) -> list[torch.Tensor]:
+        if id(value) in seen:
+            return []
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            return [value]
+        inner = (
+            list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, (list, tuple)) else []
+        )
+        return (
+            [tensor for item in [*inner, *vars(value).values()] for tensor in tensors(item)]
+            if hasattr(value, "__dict__")
+            else [tensor for item in inner for tensor in tensors(item)]
+        )
+
+    assert not any(t.shape == small.data.shape and torch.equal(t, small.data) for t in tensors(job))
+
+
+def test_a_full_disk_does_not_end_a_healthy_fit(
+    small: pf.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: pf.Store, *arguments: object) -> None:
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(run, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(pf.Store, "save_checkpoint", full)
+    with pytest.warns(UserWarning, match="the fit goes on: no space left"):
+        result = pf.fit(spec_of(small), pf.Store(tmp_path / "runs"))
+    assert result.status is pf.Status.DONE
 
 
 def test_stopping_at_a_target(small: pf.Image) -> None:

@@ -38,7 +38,7 @@ class Job:
     """One fit as the loop sees it: the spec's settings without its problem, the view in its place.
 
     Args:
-        spec: the settings; its problem and start are not looked at.
+        spec: the settings; `pixfit.run` seals its problem and drops its start, so that no truth is in reach.
         view: what may be seen of the problem.
         weights: every tensor of the network, by name. The engine clones them.
         mask: of parameters that stay zero, by name; None for no mask.
@@ -238,6 +238,7 @@ class _Loop:
         self.losses: list[Tensor] = []  # finished chunks (F, n) on the CPU
         self.chunk = torch.full((self.fits, _CHECK), math.nan, device=device)
         self.filled = 0
+        # good: at the last look at finite losses; final: of fits that ended; best: by held-out pixels; average: moving.
         self.good = self.weights.clone()
         self.final = self.weights.clone()
         self.average = self.weights.clone() if isinstance(spec.estimate, MovingAverage) else None
@@ -268,6 +269,7 @@ class _Loop:
         if self.plateau is not None:
             self.plateau.update(losses, self.rates[:, 0], end_of_epoch=self.step % self.samples.per_epoch == 0)
 
+    @torch.enable_grad()
     def _backward(self) -> tuple[Tensor, Tensor]:
         """The losses (F,), means over the values in use, and their gradient (F, P)."""
         samples, autocast = self.samples, self.spec.precision == "bfloat16"
@@ -471,10 +473,17 @@ class _Loop:
             return verdict
         axes = 0 if self.samples.pointwise else (1, 2)
         variance = float(self.samples.pixels[fit].double().var(dim=axes, correction=0).mean())
+        # Noise is hard to fit, and then the network is no better than one colour either; but it does not show one.
+        flat = self._spread(fit) < 0.01 * variance or level < -10 * math.log10(max(variance, 1e-12)) - 3
         fair = end["step"] >= _FAIR or (len(curve) > 20 and float(curve[-10:].mean()) > 2 * float(curve[0]))
-        if variance > 1e-6 and fair and level < -10 * math.log10(variance) + 1:
+        if variance > 1e-6 and fair and flat and level < -10 * math.log10(variance) + 1:
             return "collapsed"
         return "out_of_budget" if isinstance(self.spec.stopping, TargetPSNR) else "done"
+
+    def _spread(self, fit: int) -> float:
+        """Variance of what the final weights show at about 65,536 samples, mean over channels."""
+        places = self.samples.places[:, :: -(-self.samples.count // 2**16)]
+        return float(self.predict(self.final, self.samples.at(places))[fit].double().var(dim=0, correction=0).mean())
 
     def state(self) -> State:
         """Everything that `restore` needs, cloned."""

@@ -87,7 +87,17 @@ def size_in_bytes(network: Network) -> int:
 
 
 def save(network: Network | Result, path: str | Path) -> int:
-    """Writes the model file, whole or not at all, and returns its size in bytes."""
+    """Writes the model file, whole or not at all, and returns its size in bytes.
+
+    Raises:
+        ModelFileError: no such folder, or a model of your own that no program could read back.
+    """
+    model = network.spec.model if isinstance(network, Result) else network.model
+    if KINDS.get(type(model).__name__) is not type(model):
+        raise ModelFileError(
+            f"{path}: {type(model).__name__} is not in the table of models; put the class into pixfit.models.MODELS, "
+            "in its source, so that every program that reads the file knows it"
+        )
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
         raise ModelFileError(

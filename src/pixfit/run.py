@@ -14,6 +14,7 @@ import platform
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -24,10 +25,10 @@ from torch import Tensor
 
 import pixfit
 from pixfit import engine, metrics, render, starts
-from pixfit.problem import Problem, stream
+from pixfit.problem import Problem, Sealed, stream
 from pixfit.result import Result, Status
 from pixfit.spec import Record, Spec
-from pixfit.store import Store
+from pixfit.store import Store, StoreError
 
 __all__ = ["Progress", "choose_device", "fit"]
 
@@ -214,19 +215,27 @@ class _Runner:
                 # The last state is kept only where it may be needed: to go on, or because scoring takes its time.
                 needed = outcomes is None or any(o.verdict == "cancelled" for o in outcomes) or pixels > _SLOW_TO_SCORE
                 if self.store is not None and needed:
-                    self.store.save_checkpoint(
-                        key, state.tensors, {**state.scalars, "watch": watch.scalars(), "fits": ids}
-                    )
+                    self._checkpoint(key, state, {"watch": watch.scalars(), "fits": ids})
             assert outcomes is not None
             for index, (spec, outcome) in enumerate(zip(specs, outcomes, strict=True)):
                 scoring = self._scoring(spec, interrupted)
-                self._file(_result(spec, outcome, watch.curve(index), self.device, scoring), results)
+                self._file(_result(spec, outcome, watch.curve(index, outcome.steps), self.device, scoring), results)
         except Exception as error:
+            if self.store is not None:
+                self.store.land(*ids)
             if strict:
                 raise
             for spec in specs:
                 if spec.id not in results:
                     self._file(_failure(spec, error, self.device), results)
+
+    def _checkpoint(self, key: str, state: engine.State, more: Mapping[str, object]) -> None:
+        """Saves a state; a disk that is full must not end a healthy fit."""
+        assert self.store is not None
+        try:
+            self.store.save_checkpoint(key, state.tensors, {**state.scalars, **more})
+        except StoreError as error:
+            warnings.warn(f"no checkpoint could be saved, the fit goes on: {error}", stacklevel=2)
 
     def _scoring(self, spec: Spec, interrupted: Callable[[], bool]) -> Callable[[float], None]:
         """Tells how far the rendering of a finished fit is, and lets Ctrl-C end it."""
@@ -303,9 +312,11 @@ class _Watch:
         if self._on_progress is not None:
             self._on_progress(Progress(self.specs[0], step, fraction, losses[0], psnr, seconds))
 
-    def curve(self, index: int) -> dict[str, Tensor]:
-        levels = [row[index] for row in self._psnr]
-        return {"psnr_step": torch.tensor(self._steps), "psnr": torch.tensor(levels, dtype=torch.float32)}
+    def curve(self, index: int, last: int) -> dict[str, Tensor]:
+        """One fit's curve up to its own last step: its mates in a stack may have gone on."""
+        points = [(step, row[index]) for step, row in zip(self._steps, self._psnr, strict=True) if step <= last]
+        steps, levels = [step for step, _ in points], [level for _, level in points]
+        return {"psnr_step": torch.tensor(steps), "psnr": torch.tensor(levels, dtype=torch.float32)}
 
     def scalars(self) -> dict[str, object]:
         return {"steps": self._steps, "psnr": [[str(level) for level in row] for row in self._psnr]}
@@ -360,7 +371,8 @@ def _job(spec: Spec, results: Mapping[str, Result], keep: tuple[int, ...]) -> en
     fresh = spec.model.build(2, spec.problem.shape[0], generator=stream(spec.seed, "weights")).state_dict()
     source = _source(spec, results)
     weights = fresh if source is None else starts.merge(fresh, source, layers=spec.start.layers)
-    return engine.Job(spec, spec.problem.view, weights, spec.start.mask, keep)
+    bare = replace(spec, problem=Sealed(dict(spec.plain["problem"])), start=starts.Start())
+    return engine.Job(bare, spec.problem.view, weights, spec.start.mask, keep)
 
 
 def _source(spec: Spec, results: Mapping[str, Result]) -> Mapping[str, Tensor] | None:
@@ -428,19 +440,27 @@ def _versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Lets the first Ctrl-C end the fits in good order; the second one ends the program. Main thread only."""
+    """Lets the first Ctrl-C (or a polite kill) end the fits in good order; the second ends the program.
+
+    Signals come to the main thread only; elsewhere nothing is caught.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     pressed = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def press(number: int, stack: FrameType | None) -> None:
         pressed.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, press)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, press)
     try:
         yield pressed.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

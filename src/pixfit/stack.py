@@ -100,7 +100,7 @@ class Stack:
     @property
     def tile(self) -> int:
         """Samples that pass at a time, so that activations stay in the caches of a CPU and in the memory of a GPU."""
-        return max(1024, (2**20 if self.device.type == "cpu" else 2**27) // self.widest)
+        return max(1024, (2**20 if self.device.type == "cpu" else 2**27) // (self.widest * self.fits))
 
     def forward(self, coordinates: Tensor, *, autocast: bool = False) -> Tensor:
         """(1 or F, B, 2) to (F, B, C) with the weights in training."""

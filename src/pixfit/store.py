@@ -81,7 +81,7 @@ class Store:
     def put(self, result: Result, *, name: str = "", recipe: str = "") -> None:
         """Adds a result, or replaces the one with its id; a finished one is never replaced by one that is not."""
         if not result.status.finished and (before := self.get(result.spec)) is not None and before.status.finished:
-            self._land(result.id)
+            self.land(result.id)
             return
         file = None
         if result.weights:
@@ -102,11 +102,12 @@ class Store:
         )  # fmt: skip
         with self._connect() as index:
             index.execute("INSERT OR REPLACE INTO fits VALUES (?,?,?,?,?,?,?,?,?,?)", row)
-        self._land(result.id)
+        self.land(result.id)
 
-    def _land(self, identity: str) -> None:
+    def land(self, *identities: str) -> None:
+        """Forgets that these fits are under way."""
         with self._connect() as index:
-            index.execute("DELETE FROM flights WHERE id = ?", (identity,))
+            index.executemany("DELETE FROM flights WHERE id = ?", [(identity,) for identity in identities])
 
     def get(self, fit: Spec | str) -> Result | None:
         """The result of a spec, or of an id or the beginning of one; None where the store has none.

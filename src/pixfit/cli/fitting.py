@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,8 @@ from pixfit.cli.options import (
 
 if TYPE_CHECKING:
     from pixfit.images import Image
+    from pixfit.modelfile import Network
+    from pixfit.problem import Problem
     from pixfit.result import Result
     from pixfit.run import Progress
     from pixfit.spec import Spec
@@ -82,7 +85,10 @@ def fit(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="MODEL", help="Model file (for a folder: folder) to write.")
     ] = None,
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `pixfit recipes`.")] = "fast",
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="See `pixfit recipes`.", show_default="fast; with --start as saved"),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Go on from a saved network, with its model settings.")
     ] = None,
@@ -115,15 +121,21 @@ def fit(
     from pixfit.problem import Problem
     from pixfit.stopping import Budget
 
-    folder, pictures = _pictures(picture, alpha, max_pixels, numbers(value_range, ",", 2, "--range", "LO,HI"))
-    make = recipes.get(recipe)
+    broken: list[dict[str, Any]] = []
+    span = numbers(value_range, ",", 2, "--range", "LO,HI")
+    folder, pictures = _pictures(picture, alpha, max_pixels, span, broken)
     network = None if start is None else modelfile.load(start)
+    saved = network is not None and recipe is None
+    recipe = str(start) if saved else recipe or "fast"
+    make = recipes.get(recipe) if network is None or not saved else functools.partial(_as_saved, network)
     specs = []
     for image in pictures:
         spec = dataclasses.replace(make(Problem(image)), seed=seed)
         if network is not None:
             begin = starts.Start(weights=starts.Weights(network.weights))
             spec = dataclasses.replace(spec, model=network.model, start=begin)
+            rate = f"{type(spec.optimiser).__name__} from the rate {spec.optimiser.lr:g}"
+            say(quiet, f"{image.name}: going on from {start} with {rate}; -s optimiser.lr=... changes it")
         if steps is not None or seconds is not None:
             spec = dataclasses.replace(spec, budget=Budget(steps=steps, seconds=seconds))
         specs.append(recipes.configure(spec, settings_of(settings or []), recipe=recipe))
@@ -135,26 +147,50 @@ def fit(
     reports = []
     for image, spec, target in zip(pictures, specs, targets, strict=True):
         say(quiet, *(f"{image.name}: {note}" for note in image.notes))
-        result = _fit_one(spec, store, device, quiet, name=image.name, recipe=recipe, again=again)
+        try:
+            result = _fit_one(spec, store, device, quiet, name=image.name, recipe=recipe, again=again)
+        except ValueError as error:
+            if not folder:
+                raise
+            broken.append(_broken(image.name, str(error)))
+            continue
         sound = result.status.value not in ("diverged", "collapsed", "failed", "cancelled")
         if target is not None and sound:
             modelfile.save(result, target)
-        reports.append(_report(result, recipe, target if sound else None))
+        reports.append({"name": image.name, **_report(result, recipe, target if sound else None)})
         if result.status.value == "cancelled":
             break
-    _finish(reports, as_json=as_json, single=not folder, quiet=quiet)
+    _finish([*reports, *broken], as_json=as_json, single=not folder, quiet=quiet)
+
+
+def _as_saved(network: Network, problem: Problem) -> Spec:
+    """The settings that a saved network was fitted with, for another fit."""
+    from pixfit import modelfile
+
+    return modelfile.decode_spec(network.record, problem)
+
+
+def _broken(name: str, reason: str) -> dict[str, Any]:
+    """The row of a picture in a folder that could not be fitted."""
+    return {"name": name, "status": "failed", "stop_reason": " ".join(reason.split()), "model": None, "remedy": ""}
 
 
 def _pictures(
-    picture: str, alpha: str, max_pixels: int, value_range: tuple[float, ...] | None
+    picture: str, alpha: str, max_pixels: int, value_range: tuple[float, ...] | None, broken: list[dict[str, Any]]
 ) -> tuple[bool, list[Image]]:
+    """Whether it is a folder, and its pictures; those that cannot be read become rows of ``broken``."""
     from pixfit import images
 
     if alpha not in ("white", "keep", "drop"):
         fail(f"--alpha is white, keep or drop, got {alpha!r}")
     span = None if value_range is None else (value_range[0], value_range[1])
     if Path(picture).is_dir():
-        return True, images.load_folder(picture, alpha=alpha, max_pixels=max_pixels, value_range=span)
+
+        def note(path: Path, error: images.ImageError) -> None:
+            broken.append(_broken(path.stem, str(error)))
+
+        found = images.load_folder(picture, alpha=alpha, max_pixels=max_pixels, value_range=span, on_error=note)
+        return True, found
     return False, [images.load(picture, alpha=alpha, max_pixels=max_pixels, value_range=span)]
 
 
@@ -182,6 +218,9 @@ def _fit_one(spec: Spec, store: Path, device: str, quiet: bool, *, name: str, re
     from pixfit.store import Store
 
     chosen = run.choose_device(device)
+    found = None if again else Store(store).get(spec)
+    if found is not None and found.status.finished:
+        say(quiet, f"{name}: taken from {store}, where it was fitted before; --again fits it anew")
     with bar(quiet, name or "fit") as show:
 
         def on_progress(at: Progress) -> None:
@@ -231,14 +270,17 @@ def _finish(
         emit(reports[0] if single else reports)
     else:
         for report in reports:
-            _print_report(report)
+            if report["status"] != "failed":
+                _print_report(report)
     for report, remedy in zip(reports, remedies, strict=True):
-        if remedy:
+        if report["status"] == "failed":
+            print(f"pixfit: {report['stop_reason']}", file=sys.stderr)
+        elif remedy:
             print(f"pixfit: {report['status']} ({report['stop_reason']}): {remedy}", file=sys.stderr)
     statuses = {report["status"] for report in reports}
     if "cancelled" in statuses:
         raise typer.Exit(130)
-    if single and statuses & {"diverged", "collapsed", "failed"}:
+    if "failed" in statuses or (single and statuses & {"diverged", "collapsed"}):
         raise typer.Exit(1)
 
 

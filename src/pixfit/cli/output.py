@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pixfit.cli.options import Device, Json, Quiet, bar, command, emit, fail, numbers, say
+from pixfit.cli.options import Device, Json, Quiet, bar, command, emit, fail, numbers
 
 __all__ = ["export", "render"]
 
@@ -75,4 +75,5 @@ def export(
     if as_json:
         emit({"files": [str(path) for path in written]})
     else:
-        say(False, *(str(path) for path in written))
+        for path in written:
+            print(path)

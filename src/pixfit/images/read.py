@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,10 +79,14 @@ def load_folder(
     alpha: str = "white",
     max_pixels: int = MAX_PIXELS,
     value_range: tuple[float, float] | None = None,
+    on_error: Callable[[Path, ImageError], None] | None = None,
 ) -> list[Image]:
     """All pictures of a folder, by :data:`SUFFIXES` and not recursive, in the order of their file names.
 
     Hidden files are skipped. Names are the file names without suffix. The other arguments are those of :func:`load`.
+
+    Args:
+        on_error: is told of each picture that cannot be read, which is then left out; None: the first one raises.
 
     Raises:
         ImageError: no such folder, no picture in it, or one that cannot be read.
@@ -97,7 +101,15 @@ def load_folder(
     )
     if not files:
         raise ImageError(f"{folder}: holds no picture ({' '.join(SUFFIXES)})")
-    return [load(file, alpha=alpha, max_pixels=max_pixels, value_range=value_range) for file in files]
+    pictures = []
+    for file in files:
+        try:
+            pictures.append(load(file, alpha=alpha, max_pixels=max_pixels, value_range=value_range))
+        except ImageError as error:
+            if on_error is None:
+                raise
+            on_error(file, error)
+    return pictures
 
 
 def load_mask(path: str | Path, size: tuple[int, int]) -> torch.Tensor:

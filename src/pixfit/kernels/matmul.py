@@ -33,7 +33,7 @@ def kernel_name(device: torch.device, width: int, policy: str = "auto") -> str:
 def fast_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 in hardware: a GPU, or a CPU that says so. Elsewhere it is emulated."""
     if torch.cuda.is_available():
-        return True
+        return bool(torch.cuda.is_bf16_supported())
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported is not None and supported())
 
