@@ -16,7 +16,7 @@ from pixfit.result import Result
 
 __all__ = ["Frame", "Region", "bands", "frame", "render", "write"]
 
-_POINTS = 2**18  # samples of a band
+_POINTS = 2**16  # samples of a band
 _TILE = 2**12  # samples of a band that pass through the network at a time, at the least
 _LARGEST = 2**40  # samples of one render
 _LONGEST = 2**24  # samples along one of its sides
@@ -87,7 +87,7 @@ def bands(network: Network, wanted: Frame, *, device: torch.device | str = "cpu"
     widest = max(max(value.shape, default=1) for value in network.weights.values())
     kernel = kernels.kernel_name(torch.device(device), widest)
     on_cpu = torch.device(device).type == "cpu"
-    tile = max(_TILE, 2**22 // widest) if on_cpu else _POINTS
+    tile = max(_TILE, 2**19 // widest) if on_cpu else _POINTS
     for top in range(0, wanted.height, tall):
         points = network.model.coordinates.mesh(rows[top : top + tall], columns)
 
