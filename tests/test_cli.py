@@ -328,3 +328,10 @@ def test_a_start_keeps_the_saved_settings_unless_told(elsewhere: Path) -> None:
     other = as_json("fit", "photo.png", "--start", "s.safetensors", "--recipe", "finer-2024", "--dry-run")
     assert other["spec"]["model"]["kind"] == "Siren"
     assert other["spec"]["optimiser"]["lr"] == 5e-4
+
+
+def test_the_version_is_the_packages(elsewhere: Path) -> None:
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert pixfit("--version").stdout.strip() == f"pixfit {project['version']}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+import pixfit
 from pixfit.cli import fitting, keeping, output
 
 __all__ = ["app", "main"]
@@ -25,6 +28,22 @@ data_app = typer.Typer(
     no_args_is_help=True, help="Pictures and sets: bundled, downloadable, on disk.", rich_markup_mode="rich"
 )
 app.add_typer(data_app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pixfit {pixfit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options before the command; the help of the program stands above."""
+
 
 app.command()(fitting.demo)
 app.command()(fitting.fit)
