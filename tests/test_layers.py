@@ -1,4 +1,4 @@
-"""Who may import whom: the list of design.md, held by reading every import of every module."""
+"""Who may import whom: the table of docs/architecture.md, held by reading every import of every module."""
 
 from __future__ import annotations
 

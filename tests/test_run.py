@@ -430,6 +430,22 @@ def test_who_stops_the_scoring_does_not_lose_the_fit(
     assert result.psnr is not None
 
 
+def test_an_interrupt_after_the_last_step_is_not_swallowed(
+    small: pf.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssim = pf.metrics.ssim
+
+    def pressed(*pictures: torch.Tensor) -> float | None:
+        os.kill(os.getpid(), signal.SIGINT)
+        return ssim(*pictures)
+
+    monkeypatch.setattr(pf.metrics, "ssim", pressed)
+    store = pf.Store(tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        pf.fit(spec_of(small), store)
+    assert [row["status"] for row in store.rows()] == ["done"]
+
+
 def test_progress_of_a_running_fit_is_seen_by_others(tmp_path: Path) -> None:
     process = _start(tmp_path / "runs")
     assert process.stdout is not None

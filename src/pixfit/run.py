@@ -116,7 +116,7 @@ def fit(
     """Fits one spec, or a list of them, and returns one result for each in order.
 
     Parents named by starts are fitted first, each once. With a store, finished fits are taken from it, others are
-    checkpointed about once a minute, and a fit that was killed goes on where it was. Ctrl-C ends the running fits with
+    checkpointed about once a minute, and a fit that was killed goes on from there. Ctrl-C ends the running fits with
     the status ``cancelled`` and keeps their checkpoints.
 
     Args:
@@ -130,11 +130,14 @@ def fit(
 
     Raises:
         ValueError: a single spec that cannot be fitted. In a list a failure is a result with the status ``failed``.
+        KeyboardInterrupt: Ctrl-C while a finished fit was rendered and scored.
     """
     wanted = [specs] if isinstance(specs, Spec) else list(specs)
     runner = _Runner(store, choose_device(device), record or Record(), on_progress, dict(names or {}), recipe)
     with _interruptible() as interrupted:
         results = runner.run(wanted, again=again, interrupted=interrupted, strict=isinstance(specs, Spec))
+        if interrupted() and all(result.status is not Status.CANCELLED for result in results.values()):
+            raise KeyboardInterrupt  # it came while the last fit was scored: all is filed, but the caller must know
     return results[specs.id] if isinstance(specs, Spec) else [results[spec.id] for spec in wanted]
 
 

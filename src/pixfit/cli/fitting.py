@@ -30,8 +30,6 @@ from pixfit.cli.options import (
 
 if TYPE_CHECKING:
     from pixfit.images import Image
-    from pixfit.modelfile import Network
-    from pixfit.problem import Problem
     from pixfit.result import Result
     from pixfit.run import Progress
     from pixfit.spec import Spec
@@ -125,20 +123,24 @@ def fit(
     span = numbers(value_range, ",", 2, "--range", "LO,HI")
     folder, pictures = _pictures(picture, alpha, max_pixels, span, broken)
     network = None if start is None else modelfile.load(start)
-    saved = network is not None and recipe is None
-    recipe = str(start) if saved else recipe or "fast"
-    make = recipes.get(recipe) if network is None or not saved else functools.partial(_as_saved, network)
+    make: recipes.Recipe
+    if network is not None and recipe is None:
+        recipe, make = str(start), functools.partial(modelfile.decode_spec, network.record)
+    else:
+        recipe = recipe or "fast"
+        make = recipes.get(recipe)
     specs = []
     for image in pictures:
         spec = dataclasses.replace(make(Problem(image)), seed=seed)
         if network is not None:
             begin = starts.Start(weights=starts.Weights(network.weights))
             spec = dataclasses.replace(spec, model=network.model, start=begin)
-            rate = f"{type(spec.optimiser).__name__} from the rate {spec.optimiser.lr:g}"
-            say(quiet, f"{image.name}: going on from {start} with {rate}; -s optimiser.lr=... changes it")
         if steps is not None or seconds is not None:
             spec = dataclasses.replace(spec, budget=Budget(steps=steps, seconds=seconds))
         specs.append(recipes.configure(spec, settings_of(settings or []), recipe=recipe))
+        if network is not None:
+            rate = f"{type(spec.optimiser).__name__} from the rate {specs[-1].optimiser.lr:g}"
+            say(quiet, f"{image.name}: going on from {start} with {rate}; -s optimiser.lr=... changes it")
     if dry_run:
         plans = [{"id": spec.id, "recipe": recipe, "spec": spec.plain} for spec in specs]
         emit(plans if folder else plans[0])
@@ -161,13 +163,6 @@ def fit(
         if result.status.value == "cancelled":
             break
     _finish([*reports, *broken], as_json=as_json, single=not folder, quiet=quiet)
-
-
-def _as_saved(network: Network, problem: Problem) -> Spec:
-    """The settings that a saved network was fitted with, for another fit."""
-    from pixfit import modelfile
-
-    return modelfile.decode_spec(network.record, problem)
 
 
 def _broken(name: str, reason: str) -> dict[str, Any]:
