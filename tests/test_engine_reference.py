@@ -22,6 +22,7 @@ from pixfit.models import (
     Fourier,
     Gabor,
     Gauss,
+    Grid,
     Mlp,
     Model,
     Positional,
@@ -49,6 +50,7 @@ FAMILY: list[Model] = [
     Mlp(1, 12, encoding=Raw(), activation="gelu"),
     Mlp(1, 12, encoding=Positional(4), norm="rms", activation="silu"),
     Mlp(2, 12, encoding=Fourier(16, trainable=True), norm="layer", norm_position="pre", skip=True),
+    Mlp(1, 12, encoding=Grid(((4, 5, 4), (8, 9, 2)), entries=64, interpolation="cubic", init=0.5)),
     Mlp(1, 12, encoding=Gabor(16), norm="layer", experts=Experts(2, "layer", 8)),
 ]
 family = pytest.mark.parametrize("model", FAMILY, ids=str)

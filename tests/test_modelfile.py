@@ -23,7 +23,21 @@ from pixfit import canonical, modelfile, render, run
 from pixfit.images import Image
 from pixfit.losses import L1, Huber
 from pixfit.modelfile import KINDS, ModelFileError, Network, decode, decode_spec, load, save
-from pixfit.models import Coordinates, Experts, Finer, Fourier, Gabor, Gauss, Mlp, Model, Positional, Raw, Siren, Wire
+from pixfit.models import (
+    Coordinates,
+    Experts,
+    Finer,
+    Fourier,
+    Gabor,
+    Gauss,
+    Grid,
+    Mlp,
+    Model,
+    Positional,
+    Raw,
+    Siren,
+    Wire,
+)
 from pixfit.operators import BoxDownsample
 from pixfit.optim import SGD, Adam, AdamW, Muon, ScheduleFreeAdamW
 from pixfit.problem import GaussianNoise, Problem, Sealed
@@ -43,6 +57,7 @@ FAMILY: list[Model] = [
     Mlp(1, 8, encoding=Raw(), output="linear", norm="rms"),
     Mlp(1, 8, encoding=Fourier(8, trainable=True), norm="layer", skip=True),
     Mlp(1, 8, encoding=Positional(3)),
+    Mlp(1, 8, encoding=Grid(((3, 2), (6, 5, 2)), entries=16, interpolation="cubic")),
     Mlp(1, 8, encoding=Gabor(8), experts=Experts(2, gate_features=4)),
 ]
 family = pytest.mark.parametrize("model", FAMILY, ids=str)

@@ -31,6 +31,7 @@ from pixfit.models import (
     Fourier,
     Gabor,
     Gauss,
+    Grid,
     Mlp,
     Model,
     Positional,
@@ -55,6 +56,8 @@ FAMILY: list[Model] = [
     Mlp(2, 24, encoding=Fourier(32, trainable=True), norm="rms", norm_position="pre", skip=True),
     Mlp(2, 24, encoding=Gabor(32), norm="layer", skip=True),
     Mlp(2, (24, 16, 8), encoding=Gabor(32, sigma="text", trainable=True), norm="layer", norm_position="pre"),
+    Mlp(1, 24, encoding=Grid(((5, 7, 4), (9, 11, 3)), init=1.0)),
+    Mlp(1, 24, encoding=Grid(((7, 4), (16, 2)), 64, "cubic", init=1.0), coordinates=Coordinates("corner")),
     Mlp(1, 24, encoding=Gabor(32, sigma=0.5), output="linear", target_range="signed", experts=Experts(2, "none")),
     Mlp(1, 24, encoding=Raw(), norm="layer", experts=Experts(3, "layer", 16)),
 ]
@@ -89,7 +92,8 @@ def test_maps_samples_to_colours(model: Model) -> None:
     network = build(model)
     assert network(x).shape == (99, 3)
     assert network(x.reshape(3, 33, 2)).shape == (3, 33, 3)
-    assert model.build(9, 4, generator=seeded(0))(torch.rand(5, 9)).shape == (5, 4)
+    inputs = 2 if isinstance(model, Mlp) and isinstance(model.encoding, Grid) else 9
+    assert model.build(inputs, 4, generator=seeded(0))(torch.rand(5, inputs)).shape == (5, 4)
     torch.testing.assert_close(network(x[:7]), network(x)[:7])
 
 

@@ -16,6 +16,7 @@ import torch
 
 import pixfit as pf
 from pixfit import engine, run
+from pixfit import job as jobs
 from pixfit.models import Mlp, Siren
 from pixfit.optim import OPTIMISERS, SGD, Adam, ScheduleFreeAdamW
 from pixfit.schedules import Cosine, Plateau
@@ -84,7 +85,7 @@ def test_a_watcher_cannot_answer(small: pf.Image) -> None:
         def tick(self, *arguments: object) -> bool:
             return True
 
-        def look(self, moment: engine.Moment) -> str:
+        def look(self, moment: jobs.Moment) -> str:
             moment.predict(torch.arange(4)).fill_(math.nan)
             torch.manual_seed(5)
             return "stop"
@@ -238,7 +239,7 @@ def test_budgets(small: pf.Image) -> None:
 def test_time_that_watching_takes_is_not_training(small: pf.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     look = run._Watch.look
 
-    def slowly(self: run._Watch, moment: engine.Moment) -> None:
+    def slowly(self: run._Watch, moment: jobs.Moment) -> None:
         time.sleep(0.02)
         look(self, moment)
 
@@ -343,10 +344,10 @@ RESUMABLE = {
 def test_a_fit_that_is_resumed_ends_bit_identical(small: pf.Image, name: str) -> None:
     job = run._job(spec_of(small, steps=150, **RESUMABLE[name]), {}, (10, 100))
     (whole,) = list(engine.fit([job]))[-1].outcomes  # type: ignore[misc]
-    for stop in (5, 32, 77):
+    for stop in (2, 10, 30):  # a compiled kernel makes several steps between two questions
         calls = iter(range(10**6))
         state = list(engine.fit([job], interrupt=lambda calls=calls, stop=stop: next(calls) >= stop))[-1]  # type: ignore[misc]
-        assert state.step == stop
+        assert 0 < state.step < 150
         assert state.outcomes is not None
         assert state.outcomes[0].verdict == "cancelled"
         (resumed,) = list(engine.fit([job], state=state))[-1].outcomes  # type: ignore[misc]
@@ -365,7 +366,7 @@ def slow(at):
     time.sleep(0.02)
     print(at.step, flush=True)
 spec = pf.Spec(pf.Problem(picture(3, 24, 24)), pf.models.Siren(1, 16), optimiser=pf.optim.Adam(lr=1e-3),
-               batches=pf.Batches(100), budget=pf.Steps(3000))
+               batches=pf.Batches(100), budget=pf.Steps(30000))
 result = pf.fit(spec, pf.Store(sys.argv[1]), on_progress=slow)
 print(result.status.value, result.steps, flush=True)
 torch.save((dict(result.weights), result.curves["loss"]), sys.argv[1] + ".pt")
@@ -386,7 +387,7 @@ def _ended(folder: Path, process: subprocess.Popen[str]) -> tuple[str, tuple[dic
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
 def test_a_killed_program_goes_on_and_ends_bit_identical(tmp_path: Path, how: signal.Signals) -> None:
     last, (weights, losses) = _ended(tmp_path / "whole", _start(tmp_path / "whole"))
-    assert last == "done 3000"
+    assert last == "done 30000"
     folder = tmp_path / "broken"
     process = _start(folder)
     assert process.stdout is not None
@@ -403,7 +404,7 @@ def test_a_killed_program_goes_on_and_ends_bit_identical(tmp_path: Path, how: si
     else:
         assert [row["status"] for row in store.rows()] == ["cancelled"]
     last, (again, losses_again) = _ended(folder, _start(folder))
-    assert last == "done 3000"
+    assert last == "done 30000"
     assert torch.equal(losses, losses_again)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert [row["status"] for row in store.rows()] == ["done"]

@@ -10,105 +10,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixfit import canonical, kernels
+from pixfit import canonical, kernels, lowered
+from pixfit.job import Blind, Job, Moment, Outcome, State, Watch
+from pixfit.lowered import Lowered
 from pixfit.optim import Muon, clip_rows
 from pixfit.problem import View
 from pixfit.schedules import Plateau, PlateauState
-from pixfit.spec import BestHeldOut, MovingAverage, Spec
+from pixfit.spec import BestHeldOut, MovingAverage
 from pixfit.stack import Samples, Stack
-from pixfit.starts import Weights
 from pixfit.stopping import TargetPSNR
 
-__all__ = ["Job", "Moment", "Outcome", "State", "Watch", "fit", "stack_key"]
+__all__ = ["fit", "one_thread_each", "stack_key"]
 
 _CHECK = 32  # steps between two looks at the losses; on a GPU each look waits for the card
+_SMALL = 2**27  # multiply-adds of a step that one thread makes in some milliseconds
+_PACE = 0.02  # seconds of a call where the budget is in seconds
 _LOOKS = 40  # points of the curve where nobody asked for a number
 _TICK = 0.1  # seconds between two signs of life
 _FAIR = 500  # steps after which a network that shows one colour has collapsed
-
-
-@dataclass(frozen=True)
-class Job:
-    """One fit as the loop sees it: the spec's settings without its problem, the view in its place.
-
-    Args:
-        spec: the settings; `pixfit.run` seals its problem and drops its start, so that no truth is in reach.
-        view: what may be seen of the problem.
-        weights: every tensor of the network, by name. The engine clones them.
-        mask: of parameters that stay zero, by name; None for no mask.
-        keep: steps whose weights are kept.
-    """
-
-    spec: Spec
-    view: View
-    weights: Mapping[str, Tensor]
-    mask: Weights | None = None
-    keep: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one fit ended. ``reason`` names the limit or rule; ``verdict`` is done, stopped, out_of_budget, diverged,
-    collapsed or cancelled."""
-
-    verdict: str
-    reason: str
-    steps: int
-    epochs: float
-    weights: Mapping[str, Tensor]
-    kept: Mapping[int, Mapping[str, Tensor]]
-    losses: Tensor
-    psnr_measured: float
-    seconds: float
-    process_seconds: float
-    evaluation_seconds: float
-    kernel: str
-
-
-@dataclass(frozen=True)
-class State:
-    """All that the loop needs to go on, as a value: ``tensors`` for safetensors, ``scalars`` for JSON.
-
-    ``outcomes`` is None on the way; the last state that a fit yields has one outcome a fit.
-    """
-
-    step: int
-    tensors: Mapping[str, Tensor]
-    scalars: Mapping[str, Any]
-    outcomes: tuple[Outcome, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What a watcher may look at. ``predict(index)`` gives (F, n, C) pixels at row-major places of the picture."""
-
-    step: int
-    seconds: float
-    predict: Callable[[Tensor], Tensor]
-
-
-class Watch(Protocol):
-    """Sees a fit and cannot answer: what these return is not read."""
-
-    def tick(self, step: int, fraction: float, losses: Sequence[float]) -> None:
-        """A sign of life, ten times a second: the step, the fraction of the budget spent, the last losses (F)."""
-
-    def look(self, moment: Moment) -> None:
-        """A point of the curve."""
-
-
-class _Blind:
-    def tick(self, step: int, fraction: float, losses: Sequence[float]) -> None:
-        pass
-
-    def look(self, moment: Moment) -> None:
-        pass
 
 
 def stack_key(job: Job) -> str:
@@ -127,6 +52,15 @@ def stack_key(job: Job) -> str:
     return canonical.text(
         {**settings, **shape, "optimiser": optimiser, "operator": operator, "keep": job.keep, "timed": timed}
     )
+
+
+def one_thread_each(job: Job) -> bool:
+    """Whether many such fits on a CPU are best fitted side by side, a thread each: they are small, and compiled."""
+    found = lowered.served(job.spec, job.view, torch.device("cpu"))
+    if found is None or job.spec.budget.seconds is not None:
+        return False
+    pixels = job.view.measurement.shape[1] * job.view.measurement.shape[2]
+    return min(pixels, job.spec.batches.pixels or pixels) * found[1].products < _SMALL
 
 
 def fit(
@@ -158,7 +92,7 @@ def fit(
         raise ValueError(
             "these jobs differ in more than pixels, weights, seeds and limits; fit them in separate stacks"
         )
-    loop = _Loop(jobs, torch.device(device), watch or _Blind(), every)
+    loop = _Loop(jobs, torch.device(device), watch or Blind(), every)
     if state is not None:
         loop.restore(state)
     saved = time.monotonic()
@@ -170,7 +104,7 @@ def fit(
                 yield loop.state()
                 saved = time.monotonic()
                 loop.clock.start()
-            loop.advance()
+            loop.advance(interrupt)
         loop.clock.pause()
         yield replace(loop.state(), outcomes=loop.outcomes())
 
@@ -215,10 +149,12 @@ class _Loop:
         self.fits = len(jobs)
         dtype = torch.float64 if spec.precision == "float64" else torch.float32
         weights, masks, views = [job.weights for job in jobs], [job.mask for job in jobs], [job.view for job in jobs]
-        self.stack = Stack(spec.model, views[0].shape[0], weights, masks, dtype=dtype, device=device)
+        rounded = spec.model.plan(2, views[0].shape[0]) if spec.precision == "bfloat16-backward" else None
+        self.stack = Stack(spec.model, views[0].shape[0], weights, masks, rounded=rounded, dtype=dtype, device=device)
         self.samples = Samples(
             spec.model, views, [job.spec.seed for job in jobs], spec.batches.pixels, dtype=dtype, device=device
         )
+        threads = torch.get_num_threads()
         self.kernel = kernels.kernel_name(device, self.stack.widest, spec.kernel)
         alone = device.type == "cpu" and self.fits == 1 and self.samples.pointwise
         self.crew = kernels.Crew(kernels.crew_size(self.samples.per_step, self.stack.widest) if alone else 0)
@@ -228,6 +164,15 @@ class _Loop:
         self.rates = torch.tensor([[job.spec.optimiser.lr] for job in jobs], dtype=dtype, device=device)
         schedule = spec.optimiser.schedule
         self.plateau = PlateauState(schedule, self.fits, device) if isinstance(schedule, Plateau) else None
+        self.average = self.weights.clone() if isinstance(spec.estimate, MovingAverage) else None
+        found = lowered.served(spec, views[0], device)
+        self.lowered = None if found is None else Lowered(
+            found, spec, self.stack, self.samples, self.stepper, rates=self.rates[:, 0], plateau=self.plateau,
+            average=self.average, threads=threads,
+        )  # fmt: skip
+        if self.lowered is not None:
+            self.kernel = self.lowered.name
+        self.at_once = 1 if self.lowered is None else self.lowered.at_once
         limits = [job.spec.budget.step_limit(self.samples.per_epoch) for job in jobs]
         self.limits = [math.inf if limit is None else limit for limit in limits]
         longest = max(self.limits)
@@ -236,38 +181,81 @@ class _Loop:
         self.clock = _Clock(device)
         self.step = 0
         self.losses: list[Tensor] = []  # finished chunks (F, n) on the CPU
-        self.chunk = torch.full((self.fits, _CHECK), math.nan, device=device)
+        self.check = max(_CHECK, self.at_once)
+        self.chunk = torch.full((self.fits, self.check), math.nan, device=device)
         self.filled = 0
-        # good: at the last look at finite losses; final: of fits that ended; best: by held-out pixels; average: moving.
+        # good: at the last look at finite losses; final: of fits that ended; best: by held-out pixels.
         self.good = self.weights.clone()
         self.final = self.weights.clone()
-        self.average = self.weights.clone() if isinstance(spec.estimate, MovingAverage) else None
         self.best = self.weights.clone() if isinstance(spec.estimate, BestHeldOut) else None
         self.best_error = [math.inf] * self.fits
         self.kept: dict[int, Tensor] = {}
         self.ended: list[dict[str, Any] | None] = [None] * self.fits
         self.looked = self.ticked = -math.inf
+        self.pace = math.inf  # seconds of a step
 
-    # ---------------------------------------------------------------------------------------------------- one step
+    # ------------------------------------------------------------------------------------------------ steps
 
-    def advance(self) -> None:
-        """One update of every fit."""
-        losses, gradient = self._backward()
-        with torch.no_grad():
-            if self.stack.mask is not None:
-                gradient.mul_(self.stack.mask)
-            if self.spec.optimiser.clip_norm is not None:
-                clip_rows(gradient, self.spec.optimiser.clip_norm)
-            self.stepper.update(gradient, self._learning_rates())
-            if self.stack.mask is not None:
-                self.weights.mul_(self.stack.mask)
-            if isinstance(self.spec.estimate, MovingAverage) and self.average is not None:
-                self.average.lerp_(self.weights, 1 - self.spec.estimate.decay)
-        self.chunk[:, self.filled] = losses
-        self.filled += 1
-        self.step += 1
+    def advance(self, interrupt: Callable[[], bool]) -> None:
+        """Updates of every fit: one, or as many as a compiled kernel can make before something else is due."""
+        began = time.perf_counter()
+        if self.lowered is not None and self.lowered.updates:
+            losses = self.lowered.steps(self.step, self._rates(self._reach()), interrupt)
+        else:
+            passed = self._backward() if self.lowered is None else self.lowered.gradient(self.step, interrupt)
+            if passed is None:
+                return
+            losses = passed[0][:, None]
+            self._improve(*passed)
+        made = losses.shape[1]
+        self.chunk[:, self.filled : self.filled + made] = losses
+        self.filled += made
+        self.step += made
+        self.pace = (time.perf_counter() - began) / max(made, 1)
+
+    @torch.no_grad()
+    def _improve(self, losses: Tensor, gradient: Tensor) -> None:
+        """What follows on a gradient in one step."""
+        if self.stack.mask is not None:
+            gradient.mul_(self.stack.mask)
+        if self.spec.optimiser.clip_norm is not None:
+            clip_rows(gradient, self.spec.optimiser.clip_norm)
+        rates = self._rates(1).to(self.rates)
         if self.plateau is not None:
-            self.plateau.update(losses, self.rates[:, 0], end_of_epoch=self.step % self.samples.per_epoch == 0)
+            rates = rates * self.plateau.factors.to(rates.dtype)[:, None]
+        self.stepper.update(gradient, rates)
+        if self.stack.mask is not None:
+            self.weights.mul_(self.stack.mask)
+        if isinstance(self.spec.estimate, MovingAverage) and self.average is not None:
+            self.average.lerp_(self.weights, 1 - self.spec.estimate.decay)
+        if self.plateau is not None:
+            last = (self.step + 1) % self.samples.per_epoch == 0
+            self.plateau.update(losses, self.rates[:, 0], end_of_epoch=last)
+
+    def _reach(self) -> int:
+        """How many steps can be made before something is due between two of them."""
+        reach = float(min(self.at_once, self.check - self.filled))
+        limits = [limit for limit in self.limits if limit > self.step]
+        marks = [step for step in self.jobs[0].keep if step > self.step]
+        rhythms = [self.every or math.inf]
+        if isinstance(self.spec.estimate, BestHeldOut):
+            rhythms.append(self.spec.estimate.every)
+        if isinstance(self.spec.stopping, TargetPSNR):
+            rhythms.append(self.spec.stopping.every)
+        ahead = [mark - self.step for mark in (*limits, *marks)]
+        ahead += [rhythm - self.step % rhythm for rhythm in rhythms if rhythm < math.inf]
+        if self.spec.budget.seconds is not None:
+            ahead.append(max(1, int(_PACE / self.pace)))
+        return int(min(reach, *ahead)) if ahead else int(reach)
+
+    def _rates(self, steps: int) -> Tensor:
+        """Learning rates (F, S) in float64 of the next steps, with the schedule, without a plateau's factor."""
+        rates = torch.tensor([[job.spec.optimiser.lr] for job in self.jobs], dtype=torch.float64)
+        schedule, courses = self.spec.optimiser.schedule, {}
+        for fit, limit in enumerate(self.limits):
+            if limit not in courses:
+                courses[limit] = [schedule.factor(self.fraction(fit, ahead)) for ahead in range(steps)]
+        return rates * torch.tensor([courses[limit] for limit in self.limits], dtype=torch.float64)
 
     @torch.enable_grad()
     def _backward(self) -> tuple[Tensor, Tensor]:
@@ -298,24 +286,20 @@ class _Loop:
 
         return _sum(self.crew.map(one, -(-count // length)))
 
-    def _learning_rates(self) -> Tensor:
-        factors = [self.spec.optimiser.schedule.factor(self.fraction(fit)) for fit in range(self.fits)]
-        rates = self.rates * torch.tensor(factors, dtype=self.rates.dtype, device=self.device)[:, None]
-        return rates if self.plateau is None else rates * self.plateau.factors.to(rates.dtype)[:, None]
-
-    def fraction(self, fit: int) -> float:
-        """Of the budget spent, in [0, 1]."""
+    def fraction(self, fit: int, ahead: int = 0) -> float:
+        """Of the budget spent, in [0, 1], now or after so many further steps."""
         limit, seconds = self.limits[fit], self.jobs[fit].spec.budget.seconds
-        spent = self.step / limit if limit else 1.0
+        spent = (self.step + ahead) / limit if limit else 1.0
         if seconds is not None:
-            spent = max(spent, self.clock.seconds() / seconds if seconds else 1.0)
+            later = ahead * self.pace if ahead else 0.0
+            spent = max(spent, (self.clock.seconds() + later) / seconds if seconds else 1.0)
         return min(spent, 1.0)
 
     # -------------------------------------------------------------------------------------------------- between steps
 
     def settle(self, interrupted: bool) -> bool:
         """All that happens between two steps; False when every fit has ended."""
-        spec, check = self.spec, self.filled == _CHECK
+        spec, check = self.spec, self.filled == self.check
         if check:
             self._harvest()
         if self.step in self.jobs[0].keep and self.step not in self.kept:
@@ -375,7 +359,12 @@ class _Loop:
 
     def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
         """Pixels (F, n, C) at coordinates (1 or F, n, 2), not clamped."""
-        return self.spec.model.to_pixels(self.stack.predict(weights, coordinates, self.crew))
+        return self.spec.model.to_pixels(self._output(weights, coordinates))
+
+    def _output(self, weights: Tensor, coordinates: Tensor) -> Tensor:
+        if self.lowered is not None:
+            return self.lowered.predict(weights, coordinates)
+        return self.stack.predict(weights, coordinates, self.crew)
 
     def _compare_held_out(self) -> None:
         assert self.best is not None
@@ -397,9 +386,7 @@ class _Loop:
             predicted = self.predict(weights, self.samples.at(places)[None])[fit].clamp(0, 1).T
             measured, wanted = view.measurement.flatten(1)[:, places], held_out.flatten(1)[:, places]
         else:
-            picture = self.samples.picture(
-                self.stack.predict(weights, self.samples.at(self.samples.places), self.crew)
-            )[fit]
+            picture = self.samples.picture(self._output(weights, self.samples.at(self.samples.places)))[fit]
             predicted, measured, wanted = view.operator.forward(picture.clamp(0, 1)), view.measurement, held_out
         return (predicted.cpu() - measured)[wanted.expand_as(measured)]
 
@@ -413,9 +400,7 @@ class _Loop:
             predicted = self.predict(weights, samples.at(samples.places[:, part]))
             targets, scale = samples.pixels[:, part], None if samples.weights is None else samples.weights[:, part]
         else:
-            predicted = samples.operator.forward(
-                samples.picture(self.stack.predict(weights, samples.at(samples.places), self.crew))
-            )
+            predicted = samples.operator.forward(samples.picture(self._output(weights, samples.at(samples.places))))
             targets, scale = samples.pixels, samples.weights
         error = (predicted.clamp(0, 1) - targets).square().double()
         means = (error if scale is None else error * scale).flatten(1).sum(dim=1) / _size(targets, scale)
@@ -460,8 +445,9 @@ class _Loop:
                     verdict=self._verdict(end, curve, levels[fit], fit), reason=end["reason"], steps=end["step"],
                     epochs=end["step"] / self.samples.per_epoch, weights=self.stack.named(self.final, fit),
                     kept={step: self.stack.named(weights, fit) for step, weights in kept.items()},
-                    losses=curve, psnr_measured=levels[fit], seconds=end["seconds"], process_seconds=self.clock.process,
-                    evaluation_seconds=self.clock.evaluation, kernel=self.kernel,
+                    losses=curve, psnr_measured=levels[fit], seconds=end["seconds"],
+                    process_seconds=self.clock.process / self.fits, evaluation_seconds=self.clock.evaluation,
+                    kernel=self.kernel,
                 )
             )  # fmt: skip
         return tuple(out)
@@ -488,7 +474,7 @@ class _Loop:
     def state(self) -> State:
         """Everything that `restore` needs, cloned."""
         tensors = {
-            "weights": self.weights, "good": self.good, "final": self.final, "chunk": self.chunk,
+            "weights": self.weights, "good": self.good, "final": self.final, "chunk": self.chunk[:, : self.filled],
             "losses": torch.cat(self.losses, dim=1) if self.losses else torch.zeros(self.fits, 0),
             **{f"optimiser/{name}": value for name, value in self.stepper.tensors().items()},
             **{f"kept/{step}": value for step, value in self.kept.items()},
@@ -513,9 +499,12 @@ class _Loop:
         if tensors["weights"].shape != self.weights.shape:
             raise ValueError("this checkpoint belongs to other fits; remove it, or run the fit that wrote it")
         self.step, self.filled = int(scalars["step"]), int(scalars["filled"])
-        for name in ("weights", "good", "final", "chunk", "average", "best"):
+        for name in ("weights", "good", "final", "average", "best"):
             if name in tensors:
                 getattr(self, name).copy_(tensors[name])
+        if self.filled > self.check:
+            raise ValueError("this checkpoint was written with another kernel; remove it, or set PIXFIT_KERNEL as then")
+        self.chunk[:, : self.filled] = tensors["chunk"]
         self.losses = [tensors["losses"].clone()] if tensors["losses"].numel() else []
         self.stepper.restore(_below("optimiser/", tensors), scalars["optimiser"])
         self.kept = {int(step): value.to(self.device) for step, value in _below("kept/", tensors).items()}

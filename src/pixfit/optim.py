@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from pixfit.kernels import Crew
 from pixfit.schedules import Constant, Schedule
 
 __all__ = [
-    "OPTIMISERS", "SGD", "Adam", "AdamW", "Entry", "Muon", "Optimiser", "ScheduleFreeAdamW", "Stepper", "clip_rows",
+    "OPTIMISERS", "SGD", "Adam", "AdamW", "Entry", "Muon", "Optimiser", "Rule", "ScheduleFreeAdamW", "Stepper",
+    "clip_rows",
 ]  # fmt: skip
 
 
@@ -32,6 +33,15 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     start: int
     stop: int
+
+
+class Rule(NamedTuple):
+    """An update that compiled kernels know: ``adam`` (weight decay decoupled) or ``schedule_free``."""
+
+    name: str
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,23 @@ class Stepper:
     def evaluation_weights(self) -> Tensor:
         """The weights (F, P) that a prediction should use: for most optimisers the trained ones themselves."""
         return self.weights
+
+    def rule(self) -> Rule | None:
+        """What a compiled kernel may do in place of `update`; None: only `update` can."""
+        return None
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The two (F, P) matrices that the rule's update changes beside the weights."""
+        first, second = self.state.values()
+        return first, second
+
+    def table(self, lr: Tensor) -> Tensor:
+        """What the rule needs of the next S steps at learning rates (F, S) in float64: (F, S, 2)."""
+        return torch.stack([lr, torch.zeros_like(lr)], dim=2)
+
+    def advance(self, lr: Tensor) -> None:
+        """Notes that a kernel made S updates with the rates (F, S)."""
+        self.count += lr.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
         return self.state
@@ -163,6 +190,9 @@ class _AdamStepper(Stepper):
         self.state = {"first": torch.zeros_like(weights), "second": torch.zeros_like(weights)}
         self._work = torch.empty_like(weights)
 
+    def rule(self) -> Rule:
+        return Rule("adam", self.betas, self.eps, self.weight_decay)
+
     def update(self, gradient: Tensor, lr: Tensor) -> None:
         self.count += 1
         beta1, beta2 = self.betas
@@ -236,6 +266,22 @@ class _ScheduleFreeStepper(Stepper):
             optimiser.step()
             row.grad = None
 
+    def rule(self) -> Rule:
+        settings = self._settings
+        return Rule("schedule_free", settings.betas, settings.eps, settings.weight_decay)
+
+    def table(self, lr: Tensor) -> Tensor:
+        rows = [
+            _averaging(dict(optimiser.param_groups[0]), rates)
+            for optimiser, rates in zip(self._optimisers, lr.tolist(), strict=True)
+        ]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def advance(self, lr: Tensor) -> None:
+        super().advance(lr)
+        for optimiser, rates in zip(self._optimisers, lr.tolist(), strict=True):
+            _averaging(optimiser.param_groups[0], rates)
+
     def evaluation_weights(self) -> Tensor:
         """x, computed beside y: the package's own switch works in place and would round y at every look."""
         averages = []
@@ -256,6 +302,20 @@ class _ScheduleFreeStepper(Stepper):
         super().restore(tensors, scalars)
         for optimiser, group in zip(self._optimisers, scalars["groups"], strict=True):
             optimiser.param_groups[0].update(group)
+
+
+def _averaging(group: dict[str, Any], rates: Sequence[float]) -> list[tuple[float, float]]:
+    """The package's scalars for steps with these rates: (rate, c) of each. ``group`` is left as after the last one."""
+    steps = []
+    for rate in rates:
+        count = group["k"] + 1
+        lr = rate * (count / group["warmup_steps"] if count <= group["warmup_steps"] else 1.0)
+        group["lr"], group["scheduled_lr"], group["lr_max"] = rate, lr, max(lr, group["lr_max"])
+        weight = count ** group["r"] * group["lr_max"] ** group["weight_lr_power"]
+        group["weight_sum"] += weight
+        group["k"] = count
+        steps.append((lr, weight / group["weight_sum"] if group["weight_sum"] else 0.0))
+    return steps
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pixfit import images, kernels, modelfile
+from pixfit import images, kernels, lowered, modelfile
 from pixfit.canonical import is_number, is_whole
 from pixfit.modelfile import Network
 from pixfit.result import Result
@@ -84,9 +84,12 @@ def bands(network: Network, wanted: Frame, *, device: torch.device | str = "cpu"
         height, width, region=wanted.region, samples=(wanted.height, wanted.width), dtype=dtype, device=device
     )
     tall = max(1, _POINTS // wanted.width)
-    widest = max(max(value.shape, default=1) for value in network.weights.values())
-    kernel = kernels.kernel_name(torch.device(device), widest)
     on_cpu = torch.device(device).type == "cpu"
+    compiled = None
+    if on_cpu and network.record["kernel"] == "auto":
+        compiled = lowered.forward(network.model, network.weights, channels, torch.get_num_threads())
+    widest = max(max(value.shape, default=1) for name, value in network.weights.items() if ".tables." not in name)
+    kernel = kernels.kernel_name(torch.device(device), widest)
     tile = max(_TILE, 2**19 // widest) if on_cpu else _POINTS
     for top in range(0, wanted.height, tall):
         points = network.model.coordinates.mesh(rows[top : top + tall], columns)
@@ -96,9 +99,12 @@ def bands(network: Network, wanted: Frame, *, device: torch.device | str = "cpu"
                 output: Tensor = module(points[part * tile : (part + 1) * tile])
                 return output.float().cpu()
 
-        size = kernels.crew_size(len(points), widest) if on_cpu else 0
-        with kernels.fast_matmul(kernel), kernels.Crew(size) as crew:
-            outputs = torch.cat(crew.map(one, -(-len(points) // tile)))
+        if compiled is not None:
+            outputs = compiled(points)
+        else:
+            size = kernels.crew_size(len(points), widest) if on_cpu else 0
+            with kernels.fast_matmul(kernel), kernels.Crew(size) as crew:
+                outputs = torch.cat(crew.map(one, -(-len(points) // tile)))
         yield network.model.to_pixels(outputs).reshape(-1, wanted.width, channels).permute(2, 0, 1)
 
 

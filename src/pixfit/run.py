@@ -7,7 +7,6 @@ engine, which sees neither.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import platform
@@ -25,6 +24,7 @@ from torch import Tensor
 
 import pixfit
 from pixfit import engine, metrics, render, starts
+from pixfit.job import Job, Moment, Outcome, State
 from pixfit.problem import Problem, Sealed, stream
 from pixfit.result import Result, Status
 from pixfit.spec import Record, Spec
@@ -141,6 +141,10 @@ def fit(
     return results[specs.id] if isinstance(specs, Spec) else [results[spec.id] for spec in wanted]
 
 
+_Group = list[tuple[Spec, Job]]
+_Saved = tuple[State, Mapping[str, list[str]]]
+
+
 @dataclass
 class _Runner:
     store: Store | None
@@ -167,15 +171,16 @@ class _Runner:
                 return results
             ready = [spec for spec in waiting if _parent(spec) is None or _parent_id(spec) in results]
             for group in self._groups(ready, results, keep, strict=strict):
-                self._fit_group(group, results, interrupted, again=again, strict=strict)
+                for part, state in self._at_one_step(group, results, again=again, strict=strict):
+                    self._fit_group(part, state, results, interrupted, strict=strict)
             waiting = [spec for spec in waiting if spec.id not in results]
         return results
 
     def _groups(
         self, ready: Sequence[Spec], results: dict[str, Result], keep: Mapping[str, tuple[int, ...]], *, strict: bool
-    ) -> list[list[tuple[Spec, engine.Job]]]:
-        """Stacks of fits: alone on a CPU, where stacking gains nothing; together on a GPU where their shapes allow."""
-        groups: dict[str, list[tuple[Spec, engine.Job]]] = {}
+    ) -> list[list[tuple[Spec, Job]]]:
+        """Stacks of fits whose shapes allow it: on a GPU, and on a CPU where a compiled kernel gives each a thread."""
+        groups: dict[str, list[tuple[Spec, Job]]] = {}
         for spec in ready:
             try:
                 job = _job(spec, results, keep[spec.id])
@@ -184,31 +189,51 @@ class _Runner:
                     raise
                 self._file(_failure(spec, error, self.device), results)
                 continue
-            key = spec.id if self.device.type == "cpu" else engine.stack_key(job)
-            groups.setdefault(key, []).append((spec, job))
-        return list(groups.values())
+            together = self.device.type != "cpu" or engine.one_thread_each(job)
+            groups.setdefault(engine.stack_key(job) if together else spec.id, []).append((spec, job))
+        # On a CPU a stack is as large as keeps the threads evenly busy, so that results come early.
+        most = 4 * torch.get_num_threads() if self.device.type == "cpu" else max(len(ready), 1)
+        return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
+
+    def _at_one_step(
+        self, group: _Group, results: dict[str, Result], *, again: bool, strict: bool
+    ) -> list[tuple[_Group, list[_Saved]]]:
+        """The group in parts that can go on together: fits that an earlier run left at one step, or that are new."""
+        parts: dict[object, tuple[_Group, list[_Saved]]] = {}
+        for spec, job in group:
+            try:
+                saved = None if again else self._resumed(spec, job.keep)
+            except StoreError as error:
+                if strict:
+                    raise
+                self._file(_failure(spec, error, self.device), results)
+                continue
+            where = None if saved is None else (saved[0].step, saved[0].scalars["filled"], str(saved[1]["steps"]))
+            members, states = parts.setdefault(where, ([], []))
+            members.append((spec, job))
+            if saved is not None:
+                states.append(saved)
+        return list(parts.values())
 
     def _fit_group(
         self,
-        group: Sequence[tuple[Spec, engine.Job]],
+        group: _Group,
+        saved: list[_Saved],
         results: dict[str, Result],
         interrupted: Callable[[], bool],
         *,
-        again: bool,
         strict: bool,
     ) -> None:
         specs, jobs = [spec for spec, _ in group], [job for _, job in group]
         if interrupted():
             return
-        key = (
-            specs[0].id if len(specs) == 1 else hashlib.sha256("/".join(s.id for s in specs).encode()).hexdigest()[:20]
-        )
-        ids = [spec.id for spec in specs]
         pixels = specs[0].problem.shape[1] * specs[0].problem.shape[2]
         watch = _Watch(specs, self.store, self.on_progress, self.record.points, self.names)
         try:
             outcomes = None
-            resumed = None if again else self._resumed(key, jobs[0].keep, watch)
+            resumed = State.join([state for state, _ in saved]) if saved else None
+            if saved:
+                watch.restore([scalars for _, scalars in saved])
             states = engine.fit(
                 jobs, device=self.device, watch=watch, every=self.record.every, state=resumed,
                 save_every=_SAVE_EVERY, interrupt=interrupted,
@@ -218,21 +243,22 @@ class _Runner:
                 # The last state is kept only where it may be needed: to go on, or because scoring takes its time.
                 needed = outcomes is None or any(o.verdict == "cancelled" for o in outcomes) or pixels > _SLOW_TO_SCORE
                 if self.store is not None and needed:
-                    self._checkpoint(key, state, {"watch": watch.scalars(), "fits": ids})
+                    for index, (spec, one) in enumerate(zip(specs, state.split(), strict=True)):
+                        self._checkpoint(spec.id, one, {"watch": watch.scalars(index)})
             assert outcomes is not None
             for index, (spec, outcome) in enumerate(zip(specs, outcomes, strict=True)):
                 scoring = self._scoring(spec, interrupted)
                 self._file(_result(spec, outcome, watch.curve(index, outcome.steps), self.device, scoring), results)
         except Exception as error:
             if self.store is not None:
-                self.store.land(*ids)
+                self.store.land(*(spec.id for spec in specs))
             if strict:
                 raise
             for spec in specs:
                 if spec.id not in results:
                     self._file(_failure(spec, error, self.device), results)
 
-    def _checkpoint(self, key: str, state: engine.State, more: Mapping[str, object]) -> None:
+    def _checkpoint(self, key: str, state: State, more: Mapping[str, object]) -> None:
         """Saves a state; a disk that is full must not end a healthy fit."""
         assert self.store is not None
         try:
@@ -253,18 +279,18 @@ class _Runner:
 
         return tell
 
-    def _resumed(self, key: str, keep: tuple[int, ...], watch: _Watch) -> engine.State | None:
-        """The state of an interrupted run of the same fits; a damaged one is an error, never silently begun anew."""
-        if self.store is None or (found := self.store.load_checkpoint(key)) is None:
+    def _resumed(self, spec: Spec, keep: tuple[int, ...]) -> _Saved | None:
+        """What an interrupted run left of the fit; a damaged file is an error, never silently begun anew."""
+        if self.store is None or (found := self.store.load_checkpoint(spec.id)) is None:
             return None
         tensors, scalars = found
         step = int(scalars["step"])
         if any(wanted < step and f"kept/{wanted}" not in tensors for wanted in keep):
             return None  # weights of a step are wanted that the earlier run passed without keeping them
-        if (done := self.store.get(watch.specs[0])) is not None and done.status.finished:
+        if (done := self.store.get(spec)) is not None and done.status.finished:
             return None  # the checkpoint is of a run that has ended
-        watch.restore(scalars.pop("watch"))
-        return engine.State(step, tensors, scalars)
+        watched = scalars.pop("watch")
+        return State(step, tensors, scalars), watched
 
     def _file(self, result: Result, results: dict[str, Result]) -> None:
         results[result.id] = result
@@ -295,7 +321,7 @@ class _Watch:
         self._began = time.monotonic()
         self._noted = -math.inf
 
-    def look(self, moment: engine.Moment) -> None:
+    def look(self, moment: Moment) -> None:
         if self._steps and moment.step <= self._steps[-1]:
             return  # a resumed fit shows its first step again
         predicted = moment.predict(self._index).double().cpu().clamp(0, 1)
@@ -321,12 +347,14 @@ class _Watch:
         steps, levels = [step for step, _ in points], [level for _, level in points]
         return {"psnr_step": torch.tensor(steps), "psnr": torch.tensor(levels, dtype=torch.float32)}
 
-    def scalars(self) -> dict[str, object]:
-        return {"steps": self._steps, "psnr": [[str(level) for level in row] for row in self._psnr]}
+    def scalars(self, index: int) -> dict[str, list[str]]:
+        """One fit's curve, for its checkpoint: as texts, since JSON knows no infinity."""
+        return {"steps": list(map(str, self._steps)), "psnr": [str(row[index]) for row in self._psnr]}
 
-    def restore(self, scalars: Mapping[str, list[object]]) -> None:
-        self._steps = [int(str(step)) for step in scalars["steps"]]
-        self._psnr = [[float(level) for level in row] for row in scalars["psnr"]]  # type: ignore[attr-defined]
+    def restore(self, curves: Sequence[Mapping[str, list[str]]]) -> None:
+        """Takes the curves of all fits, which share their steps."""
+        self._steps = [int(step) for step in curves[0]["steps"]]
+        self._psnr = [[float(level) for level in row] for row in zip(*(c["psnr"] for c in curves), strict=True)]
 
 
 def _parents_first(wanted: Sequence[Spec], kept: Sequence[int]) -> tuple[list[Spec], dict[str, tuple[int, ...]]]:
@@ -368,14 +396,14 @@ def _parent_id(spec: Spec) -> str:
     return parent.id
 
 
-def _job(spec: Spec, results: Mapping[str, Result], keep: tuple[int, ...]) -> engine.Job:
+def _job(spec: Spec, results: Mapping[str, Result], keep: tuple[int, ...]) -> Job:
     if not isinstance(spec.problem, Problem):
         raise ValueError("this spec was read from a file, which never holds the picture; give it a problem")
     fresh = spec.model.build(2, spec.problem.shape[0], generator=stream(spec.seed, "weights")).state_dict()
     source = _source(spec, results)
     weights = fresh if source is None else starts.merge(fresh, source, layers=spec.start.layers)
     bare = replace(spec, problem=Sealed(dict(spec.plain["problem"])), start=starts.Start())
-    return engine.Job(bare, spec.problem.view, weights, spec.start.mask, keep)
+    return Job(bare, spec.problem.view, weights, spec.start.mask, keep)
 
 
 def _source(spec: Spec, results: Mapping[str, Result]) -> Mapping[str, Tensor] | None:
@@ -397,7 +425,7 @@ def _source(spec: Spec, results: Mapping[str, Result]) -> Mapping[str, Tensor] |
 
 def _result(
     spec: Spec,
-    outcome: engine.Outcome,
+    outcome: Outcome,
     curve: Mapping[str, Tensor],
     device: torch.device,
     progress: Callable[[float], None],

@@ -108,6 +108,11 @@ class Plateau(Schedule):
             if not (is_number(value) and value >= 0):
                 raise ValueError(f"schedule.{name} is {value!r}; it must be a number, 0 or more")
 
+    @property
+    def limits(self) -> tuple[float, float, float, float, int]:
+        """The settings in the order that compiled kernels take them."""
+        return (self.decay, self.threshold, self.min_lr, self.eps, self.patience)
+
     def after_warmup(self, progress: float) -> float:
         return 1.0
 

@@ -23,7 +23,7 @@ __all__ = [
     "ESTIMATES", "Batches", "BestHeldOut", "Estimate", "Kernel", "Last", "MovingAverage", "Precision", "Record", "Spec",
 ]  # fmt: skip
 
-Precision = Literal["float32", "float64", "bfloat16"]
+Precision = Literal["float32", "float64", "bfloat16", "bfloat16-backward"]
 Kernel = Literal["auto", "torch"]
 
 
@@ -127,8 +127,9 @@ class Spec:
         stopping: what may end it earlier.
         estimate: which weights are the answer.
         precision: ``float32``; ``float64`` for checks; ``bfloat16`` for autocast, with float32 master weights and
-            encodings.
-        kernel: ``auto``, or ``torch`` for the plain path on every machine.
+            encodings; ``bfloat16-backward`` rounds only the operands of the backward products, so that the forward
+            pass, and with it every score, is that of a float32 network. The model must have a `pixfit.kernels.Plan`.
+        kernel: ``auto`` for compiled kernels where they serve this fit, or ``torch`` for the plain path everywhere.
         seed: of the weights and the batches, 0 to 2^63 − 1.
     """
 
@@ -157,6 +158,11 @@ class Spec:
                 raise ValueError(f"{name} is {value!r}; it may be {', '.join(allowed)}")
         if not (is_whole(self.seed) and 0 <= self.seed < 2**63):
             raise ValueError(f"seed is {self.seed!r}; it must be 0 to 2^63 - 1")
+        if self.precision == "bfloat16-backward" and self.model.plan(2, 3) is None:
+            raise ValueError(
+                f"precision is bfloat16-backward, which {type(self.model).__name__} with these settings cannot have; "
+                "use float32 or bfloat16"
+            )
         if isinstance(self.estimate, MovingAverage) and isinstance(self.optimiser, ScheduleFreeAdamW):
             raise ValueError("ScheduleFreeAdamW averages the weights itself; use the estimate Last with it")
         if isinstance(self.estimate, BestHeldOut) and isinstance(self.problem, Problem) and self.problem.held_out == 0:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from pixfit.kernels import Crew
+from pixfit.kernels import Crew, Plan, twin
 from pixfit.models import Model
 from pixfit.optim import Entry
 from pixfit.problem import View, stream
@@ -29,6 +29,7 @@ class Stack:
         channels: of the picture.
         weights: F mappings with every tensor of the network; they are copied.
         masks: F masks, or None where a fit has none.
+        rounded: the plan to run instead of the network, with bfloat16 operands in its backward products, or None.
         dtype, device: of all that is computed.
 
     Raises:
@@ -42,10 +43,11 @@ class Stack:
         weights: Sequence[Mapping[str, Tensor]],
         masks: Sequence[Weights | None],
         *,
+        rounded: Plan | None = None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.fits, self.dtype, self.device = len(weights), dtype, device
+        self.fits, self.dtype, self.device, self._rounded = len(weights), dtype, device, rounded
         with torch.device("meta"):
             network = model.network(2, channels)
         self.network = network.to(dtype).to_empty(device=device)
@@ -94,8 +96,8 @@ class Stack:
 
     @property
     def widest(self) -> int:
-        """The largest side of any tensor: a measure of the work at one sample."""
-        return max((max(entry.shape, default=1) for entry in self.layout), default=1)
+        """The largest side of any matrix: a measure of the work at one sample, which sees little of a feature grid."""
+        return max((max(entry.shape, default=1) for entry in self.layout if ".tables." not in entry.name), default=1)
 
     @property
     def tile(self) -> int:
@@ -104,6 +106,12 @@ class Stack:
 
     def forward(self, coordinates: Tensor, *, autocast: bool = False) -> Tensor:
         """(1 or F, B, 2) to (F, B, C) with the weights in training."""
+        if self._rounded is not None:
+            leaves = self._leaves if self.fits == 1 else self._cut(self.weights)
+            tensors = {
+                entry.name: leaf.reshape(-1, *entry.shape) for entry, leaf in zip(self.layout, leaves, strict=True)
+            }
+            return twin.forward(self._rounded, tensors | self.buffers, coordinates, backward="bfloat16")
         # The cache of cast weights is shared by threads, which come and go at different times here.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast, cache_enabled=False):
             output = self.network(coordinates[0])[None] if self.fits == 1 else self._together(self.weights, coordinates)
@@ -114,9 +122,14 @@ class Stack:
         slopes = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
         return slopes[0] if self.fits > 1 else torch.cat([slope.reshape(-1) for slope in slopes])[None]
 
+    def _cut(self, weights: Tensor) -> list[Tensor]:
+        """The parts (F, n) of weights (F, P) that are one tensor each."""
+        return [weights[:, entry.start : entry.stop] for entry in self.layout]
+
     def _together(self, weights: Tensor, coordinates: Tensor) -> Tensor:
         """(1 or F, B, 2) to (F, B, C) with any weights (F, P)."""
-        tensors = {entry.name: weights[:, entry.start : entry.stop].reshape(-1, *entry.shape) for entry in self.layout}
+        parts = zip(self.layout, self._cut(weights), strict=True)
+        tensors = {entry.name: part.reshape(-1, *entry.shape) for entry, part in parts}
 
         def one(tensors: dict[str, Tensor], buffers: dict[str, Tensor], points: Tensor) -> Tensor:
             output: Tensor = functional_call(self.network, {**tensors, **buffers}, (points,))
@@ -212,16 +225,31 @@ class Samples:
         """
         if self._whole is not None:
             return self._whole
-        assert self.batch_size is not None
-        epoch, start = divmod(step, self.per_epoch)
+        index, _ = self.rows(step, 1)
+        assert index is not None
+        index = index[:, 0]
+        places = _pick(self.places[..., None], index)[..., 0]
+        weights = None if self.weights is None else _pick(self.weights, index)
+        return self.at(places), self.model.to_target(_pick(self.pixels, index)), weights
+
+    def rows(self, step: int, most: int) -> tuple[Tensor | None, int]:
+        """Which samples the next steps see: int64 (F, S, B) of S ≤ most steps of one size in one epoch, and S.
+
+        The index is None where every step sees all samples.
+        """
+        if self.batch_size is None:
+            return None, most
+        epoch, at = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             # An epoch's order hangs on the seed and its number alone, so that a resumed fit draws what it would have.
             orders = [torch.randperm(self.count, generator=stream(seed, f"batches/{epoch}")) for seed in self.seeds]
             self._order = (epoch, torch.stack(orders).to(self.device))
-        index = self._order[1][:, start * self.batch_size : (start + 1) * self.batch_size]
-        places = _pick(self.places[..., None], index)[..., 0]
-        weights = None if self.weights is None else _pick(self.weights, index)
-        return self.at(places), self.model.to_target(_pick(self.pixels, index)), weights
+        start, size = at * self.batch_size, self.batch_size
+        count = min(most, (self.count - start) // size)
+        if count == 0:  # the epoch's last, smaller batch
+            return self._order[1][:, None, start:].contiguous(), 1
+        part = self._order[1][:, start : start + count * size]
+        return part.reshape(len(part), count, size).contiguous(), count
 
     def picture(self, output: Tensor) -> Tensor:
         """Outputs (F, H·W, C) as pictures (F, C, H, W) in units of pixels."""

@@ -233,23 +233,13 @@ class Store:
             why = None
             if path.name.endswith(files.TEMPORARY):
                 why = "left unfinished by a killed program" if time.time() - path.stat().st_mtime > 60 else None
-            elif path.parent.name == "checkpoints" and (of := self._checkpoint_of(path)) <= finished and not of & busy:
+            elif path.parent.name == "checkpoints" and path.stem in finished - busy:
                 why = "checkpoint of a finished fit"
             elif path.parent.name == "fits" and path.name not in named and path.stem not in busy:
                 why = "no row of the index names it"
             if why is not None:
                 found.append(Trash(path, why, path.stat().st_size))
         return found
-
-    def _checkpoint_of(self, path: Path) -> set[str]:
-        """The fits that a checkpoint belongs to: its name, or, for a stack of fits, the list inside it."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as stored:
-                return set(json.loads((stored.metadata() or {})["scalars"]).get("fits", [path.stem]))
-        except (SafetensorError, OSError, ValueError, KeyError):
-            return {path.stem}
 
     def gc(self) -> list[Trash]:
         """Deletes what `trash` lists, and the notes of fits whose program is gone; returns what it deleted."""

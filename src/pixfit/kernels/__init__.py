@@ -1,6 +1,18 @@
-"""How the hot steps run: which matrix products, and how threads share a step."""
+"""How the hot steps run: which matrix products, how threads share a step, and networks as lists of layers."""
 
 from pixfit.kernels.crew import Crew, crew_size
 from pixfit.kernels.matmul import fast_bfloat16, fast_matmul, kernel_name
+from pixfit.kernels.plan import Activation, Layer, Level, Lift, Plan
 
-__all__ = ["Crew", "crew_size", "fast_bfloat16", "fast_matmul", "kernel_name"]
+__all__ = [
+    "Activation",
+    "Crew",
+    "Layer",
+    "Level",
+    "Lift",
+    "Plan",
+    "crew_size",
+    "fast_bfloat16",
+    "fast_matmul",
+    "kernel_name",
+]

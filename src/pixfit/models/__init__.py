@@ -6,7 +6,7 @@
 
 from .base import Coordinates, Model
 from .coordinate import MODELS, Experts, Finer, Gauss, Mlp, Siren, Wire
-from .encodings import ENCODINGS, Encoding, Fourier, Gabor, Positional, Raw
+from .encodings import ENCODINGS, Encoding, Fourier, Gabor, Grid, Positional, Raw
 
 __all__ = [
     "ENCODINGS",
@@ -18,6 +18,7 @@ __all__ = [
     "Fourier",
     "Gabor",
     "Gauss",
+    "Grid",
     "Mlp",
     "Model",
     "Positional",

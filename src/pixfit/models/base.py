@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pixfit.canonical import is_number, is_whole
+from pixfit.kernels import Plan
 
 from .networks import Network
 
@@ -212,6 +213,14 @@ class Model(ABC):
     @abstractmethod
     def network(self, in_features: int = 2, out_features: int = 3) -> Network:
         """The network on the current default device, its weights not meant to be used: load or reset them."""
+
+    def plan(self, in_features: int = 2, out_features: int = 3) -> Plan | None:
+        """The same network as layers for a fused kernel. None: no fused kernel serves it, torch runs.
+
+        Its tensors are named as in the network's `state_dict`. Parameters that it does not name have no effect on the
+        output, so that their gradient is 0.
+        """
+        return None
 
     def build(
         self,

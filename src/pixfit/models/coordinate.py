@@ -6,8 +6,11 @@ hidden_layers + 2 linear maps. `hidden_features` is the width, or a tuple of hid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
+
+from pixfit.kernels import Activation, Layer, Lift, Plan
 
 from .base import Coordinates, Model, TargetRange, check_choice, check_integer, check_kind, check_number, check_whole
 from .encodings import Encoding, Fourier
@@ -71,6 +74,42 @@ class CoordinateModel(Model):
             return self.hidden_features
         return (self.hidden_features,) * (self.hidden_layers + 1)
 
+    def _plan(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: Activation,
+        *,
+        omegas: tuple[float, float] = (1.0, 1.0),
+        lift: Lift | None = None,
+        norm: Literal["none", "layer", "rms"] = "none",
+        norm_first: bool = False,
+        skip: bool = False,
+        prefix: str = "",
+    ) -> Plan:
+        """Hidden layers, alike but for the first omega and the skip from the second on, and the output's map.
+
+        `prefix` is of the names in the `state_dict`; without a lift the first layer takes the coordinates.
+        """
+        _check_sizes(in_features, out_features)
+        lift = Lift("raw", in_features) if lift is None else lift
+        layers = []
+        for number, (inputs, outputs) in enumerate(pairwise((lift.features, *self.widths, out_features))):
+            layer = Layer(inputs, outputs, f"{prefix}layers.{number}.weight", f"{prefix}layers.{number}.bias")
+            if number <= self.hidden_layers:
+                layer = replace(
+                    layer,
+                    activation=activation,
+                    omega=omegas[min(number, 1)],
+                    norm=norm,
+                    norm_first=norm_first,
+                    gain=None if norm == "none" else f"{prefix}norms.{number}.weight",
+                    shift=f"{prefix}norms.{number}.bias" if norm == "layer" else None,
+                    skip=skip and number > 0,
+                )
+            layers.append(layer)
+        return Plan(in_features, lift, tuple(layers), self.output)
+
 
 def _check_sizes(in_features: int, out_features: int) -> None:
     check_whole("in_features", in_features, 1, 65536)
@@ -103,6 +142,9 @@ class Siren(CoordinateModel):
         return SirenNetwork(
             in_features, out_features, self.widths, self.first_omega_0, self.hidden_omega_0, self.output
         )
+
+    def plan(self, in_features: int = 2, out_features: int = 3) -> Plan:
+        return self._plan(in_features, out_features, "sine", omegas=(self.first_omega_0, self.hidden_omega_0))
 
 
 @dataclass(frozen=True)
@@ -146,6 +188,10 @@ class Finer(CoordinateModel):
             self.scale_gradient,
             self.output,
         )
+
+    def plan(self, in_features: int = 2, out_features: int = 3) -> Plan:
+        activation: Activation = "finer_exact" if self.scale_gradient else "finer"
+        return self._plan(in_features, out_features, activation, omegas=(self.first_omega_0, self.hidden_omega_0))
 
 
 @dataclass(frozen=True)
@@ -201,6 +247,9 @@ class Gauss(CoordinateModel):
     def network(self, in_features: int = 2, out_features: int = 3) -> Network:
         _check_sizes(in_features, out_features)
         return GaussNetwork(in_features, out_features, self.widths, self.scale, self.output)
+
+    def plan(self, in_features: int = 2, out_features: int = 3) -> Plan:
+        return self._plan(in_features, out_features, "gauss", omegas=(self.scale, self.scale))
 
 
 @dataclass(frozen=True)
@@ -263,7 +312,7 @@ class Mlp(CoordinateModel):
 
     def network(self, in_features: int = 2, out_features: int = 3) -> Network:
         _check_sizes(in_features, out_features)
-        encoding = self.encoding.network(in_features, self.coordinates.low, self.coordinates.high)
+        encoding = self.encoding.network(in_features, self.coordinates)
         encoded = self.encoding.out_features(in_features)
         layers = (self.widths, self.activation, self.norm, self.norm_position, self.skip, self.encoding.raw)
         if self.experts is None:
@@ -272,6 +321,21 @@ class Mlp(CoordinateModel):
         experts = tuple(MlpNetwork(encoded, out_features, *layers) for _ in range(count))
         gate = GateNetwork(in_features, count, self.experts.gate_features, self.experts.gate_norm)
         return ExpertsNetwork(encoding, experts, gate, self.output)
+
+    def plan(self, in_features: int = 2, out_features: int = 3) -> Plan | None:
+        lift = self.encoding.lift(in_features, self.coordinates)
+        if lift is None or (self.experts is not None and self.experts.count > 1):
+            return None
+        return self._plan(
+            in_features,
+            out_features,
+            self.activation,
+            lift=lift,
+            norm=self.norm,
+            norm_first=self.norm != "none" and self.norm_position == "pre",
+            skip=self.skip,
+            prefix="" if self.experts is None else "experts.0.",  # a single expert's gate is 1
+        )
 
 
 MODELS: dict[str, type[Model]] = {"Siren": Siren, "Finer": Finer, "Wire": Wire, "Gauss": Gauss, "Mlp": Mlp}

@@ -9,12 +9,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
-from .base import check_integer, check_kind, check_number
-from .networks import FourierEncoding, GaborEncoding, Network, PositionalEncoding, RawEncoding
+from pixfit.kernels import Level, Lift
 
-__all__ = ["ENCODINGS", "Encoding", "Fourier", "Gabor", "Positional", "Raw"]
+from .base import Coordinates, check_choice, check_integer, check_kind, check_number, check_whole
+from .networks import FourierEncoding, GaborEncoding, GridEncoding, Network, PositionalEncoding, RawEncoding
+
+__all__ = ["ENCODINGS", "Encoding", "Fourier", "Gabor", "Grid", "Positional", "Raw"]
+
+_UNIT = Coordinates(range="unit")
+_MOST_LEVELS = 32
 
 
 class Encoding(ABC):
@@ -30,8 +35,16 @@ class Encoding(ABC):
         """Size of the encoding of `in_features` coordinates."""
 
     @abstractmethod
-    def network(self, in_features: int, low: float = 0.0, high: float = 1.0) -> Network:
-        """The encoding as a module, for coordinates in [low, high], its frequencies not meant to be used yet."""
+    def network(self, in_features: int, coordinates: Coordinates = _UNIT) -> Network:
+        """The encoding as a module, its numbers not meant to be used yet."""
+
+    def lift(self, in_features: int, coordinates: Coordinates) -> Lift | None:
+        """The encoding for a fused kernel. None: no fused kernel serves it, torch runs.
+
+        Names of tensors are complete, as in the `state_dict` of the whole network: "encoding." and the name in the
+        module that `network` gives.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,11 @@ class Raw(Encoding):
     def out_features(self, in_features: int) -> int:
         return in_features
 
-    def network(self, in_features: int, low: float = 0.0, high: float = 1.0) -> Network:
+    def network(self, in_features: int, coordinates: Coordinates = _UNIT) -> Network:
         return RawEncoding()
+
+    def lift(self, in_features: int, coordinates: Coordinates) -> Lift | None:
+        return Lift("raw", in_features)
 
 
 def _default_freq_scale(features: int) -> float:
@@ -81,8 +97,13 @@ class Fourier(Encoding):
     def out_features(self, in_features: int) -> int:
         return self.features
 
-    def network(self, in_features: int, low: float = 0.0, high: float = 1.0) -> Network:
+    def network(self, in_features: int, coordinates: Coordinates = _UNIT) -> Network:
         return FourierEncoding(in_features, self.features, self.scale, self.trainable)
+
+    def lift(self, in_features: int, coordinates: Coordinates) -> Lift | None:
+        if self.trainable:
+            return None
+        return Lift("fourier", self.features, frequencies="encoding.frequencies")
 
 
 @dataclass(frozen=True)
@@ -127,8 +148,15 @@ class Gabor(Encoding):
     def out_features(self, in_features: int) -> int:
         return self.features
 
-    def network(self, in_features: int, low: float = 0.0, high: float = 1.0) -> Network:
+    def network(self, in_features: int, coordinates: Coordinates = _UNIT) -> Network:
+        low, high = coordinates.low, coordinates.high
         return GaborEncoding(in_features, self.features, self.scale, self.width, low, high, self.trainable)
+
+    def lift(self, in_features: int, coordinates: Coordinates) -> Lift | None:
+        if self.trainable:
+            return None
+        names = ("encoding.frequencies", "encoding.centres")
+        return Lift("gabor", self.features, *names, sigma=self.width)
 
 
 @dataclass(frozen=True)
@@ -153,8 +181,115 @@ class Positional(Encoding):
     def out_features(self, in_features: int) -> int:
         return in_features * (2 * self.octaves + int(self.include_input))
 
-    def network(self, in_features: int, low: float = 0.0, high: float = 1.0) -> Network:
+    def network(self, in_features: int, coordinates: Coordinates = _UNIT) -> Network:
         return PositionalEncoding(self.octaves, self.include_input)
+
+    def lift(self, in_features: int, coordinates: Coordinates) -> Lift | None:
+        features = self.out_features(in_features)
+        return Lift("positional", features, octaves=self.octaves, include_input=self.include_input)
+
+
+@dataclass(frozen=True)
+class Grid(Encoding):
+    """A pyramid of trainable feature grids over the range of the coordinates (Mueller et al., SIGGRAPH 2022).
+
+    Each level holds `features` numbers at each of rows x columns vertices and gives those of a sample by interpolation;
+    the encoding is all levels side by side. A row of vertices runs along a row of the picture, whatever the order of
+    the coordinates. The grid covers the whole range: with the aspect "keep" the picture fills a part of it. Coordinates
+    outside get what lies on the edge. For pictures only: two coordinates a sample.
+
+    levels         (rows, columns, features) of each level, coarse to fine; (side, features) is stored as
+                   (side, side, features).
+    entries        None: every level has numbers of its own at each vertex. A power of two: a level with more vertices
+                   has a table of that many entries, and the vertex (row, column) takes the one numbered
+                   (column xor 2654435761 row mod 2^32) mod entries, shared with others.
+    interpolation  "linear" in the 4 vertices around a sample, or "cubic" in 16 (Catmull-Rom; Keys 1981 with a = -1/2),
+                   about four times the work: smooth in between, so that pictures can be enlarged.
+    alignment      where the vertices lie, as samples of `Coordinates`: "center" puts vertex i of n at (i + 0.5) / n of
+                   the side, "corner" at i / (n - 1). With that of the coordinates, a level of the picture's size has
+                   a vertex at each pixel.
+    init           all numbers start as U(±init).
+    """
+
+    levels: tuple[tuple[int, ...], ...] = ((16, 16, 4), (32, 32, 4), (64, 64, 4), (128, 128, 2), (256, 256, 2))
+    entries: int | None = None
+    interpolation: Literal["linear", "cubic"] = "linear"
+    alignment: Literal["center", "corner"] = "center"
+    init: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.levels, tuple) or not 1 <= len(self.levels) <= _MOST_LEVELS:
+            raise ValueError(f"Grid.levels: got {self.levels!r}, allowed a tuple of 1 to {_MOST_LEVELS} levels")
+        for level in self.levels:
+            if not isinstance(level, tuple) or len(level) not in (2, 3):
+                raise ValueError(f"Grid.levels: got {level!r}, allowed (rows, columns, features) or (side, features)")
+            for side in level[:-1]:
+                check_whole("Grid.levels (vertices along a side)", side, 1, 2**20)
+            check_whole("Grid.levels (features)", level[-1], 1, 256)
+        object.__setattr__(self, "levels", tuple((level[0], *level[-2:]) for level in self.levels))
+        if self.entries is not None:
+            check_integer(self, "entries", 1, 2**31)
+            if self.entries & (self.entries - 1):
+                raise ValueError(f"Grid.entries: got {self.entries}, allowed powers of two, or None for no limit")
+        check_choice(self, "interpolation", ("linear", "cubic"))
+        check_choice(self, "alignment", ("center", "corner"))
+        check_number(self, "init", 0.0, 1e6)
+
+    @classmethod
+    def pyramid(cls, height: int, width: int, **settings: Any) -> Self:
+        """Five levels for a picture: 4 features at 1/16, 1/8 and 1/4 of its resolution, 2 at 1/2 and at the whole."""
+        check_whole("height", height, 1, 2**20)
+        check_whole("width", width, 1, 2**20)
+        parts = ((16, 4), (8, 4), (4, 4), (2, 2), (1, 2))
+        return cls(levels=tuple((-(-height // part), -(-width // part), n) for part, n in parts), **settings)
+
+    @classmethod
+    def geometric(cls, coarsest: int, finest: int, count: int, features: int = 2, **settings: Any) -> Self:
+        """Square levels whose sides grow by one factor from the coarsest to the finest, as in the paper's hash grids.
+
+        `Grid.geometric(16, 512, 16, entries=2**14)` is one of those.
+        """
+        check_whole("coarsest", coarsest, 1, 2**20)
+        check_whole("finest", finest, coarsest, 2**20)
+        check_whole("count", count, 2, _MOST_LEVELS)
+        sides = (round(coarsest * (finest / coarsest) ** (number / (count - 1))) for number in range(count))
+        return cls(levels=tuple((side, side, features) for side in sides), **settings)
+
+    def out_features(self, in_features: int) -> int:
+        return sum(level[-1] for level in self.levels)
+
+    def network(self, in_features: int, coordinates: Coordinates = _UNIT) -> Network:
+        _check_pair(in_features)
+        settings = (self.entries, self.interpolation, self.alignment, self.init)
+        return GridEncoding(self.levels, *settings, _row_axis(coordinates), coordinates.low, coordinates.high)
+
+    def lift(self, in_features: int, coordinates: Coordinates) -> Lift:
+        _check_pair(in_features)
+        levels = []
+        for number, (rows, columns, features) in enumerate(self.levels):
+            vertices = rows * columns
+            entries = vertices if self.entries is None else min(vertices, self.entries)
+            levels.append(Level(rows, columns, features, f"encoding.tables.{number}", entries))
+        return Lift(
+            "grid",
+            self.out_features(in_features),
+            levels=tuple(levels),
+            interpolation=self.interpolation,
+            alignment=self.alignment,
+            row_axis=_row_axis(coordinates),
+            low=coordinates.low,
+            high=coordinates.high,
+        )
+
+
+def _check_pair(in_features: int) -> None:
+    if in_features != 2:
+        raise ValueError(f"in_features: got {in_features}; a Grid takes the 2 coordinates of a picture")
+
+
+def _row_axis(coordinates: Coordinates) -> int:
+    """Which of the two coordinates says the row."""
+    return 1 if coordinates.order == "xy" else 0
 
 
 def _check_features(encoding: Fourier | Gabor) -> None:
@@ -168,4 +303,5 @@ ENCODINGS: dict[str, type[Encoding]] = {
     "Fourier": Fourier,
     "Gabor": Gabor,
     "Positional": Positional,
+    "Grid": Grid,
 }

@@ -26,6 +26,7 @@ __all__ = [
     "GaborEncoding",
     "GateNetwork",
     "GaussNetwork",
+    "GridEncoding",
     "MlpNetwork",
     "Network",
     "PositionalEncoding",
@@ -360,6 +361,74 @@ class PositionalEncoding(Network):
         phase = (x.unsqueeze(-1) * bands).flatten(-2)
         waves = [torch.sin(phase), torch.cos(phase)]
         return torch.cat([x, *waves] if self.include_input else waves, dim=-1)
+
+
+class GridEncoding(Network):
+    """Features interpolated between the vertices of grids, a table a level (Mueller et al., SIGGRAPH 2022).
+
+    `levels` are (rows, columns, features) and `entries` the largest table, which the vertices of larger levels share by
+    a hash; `row_axis` says which of the two coordinates in [low, high] is the row's. The numbers keep their format
+    under autocast.
+    """
+
+    def __init__(
+        self,
+        levels: tuple[tuple[int, ...], ...],
+        entries: int | None = None,
+        interpolation: str = "linear",
+        alignment: str = "center",
+        init: float = 1e-4,
+        row_axis: int = 1,
+        low: float = 0.0,
+        high: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.levels = levels
+        self.entries = entries
+        self.interpolation = interpolation
+        self.alignment = alignment
+        self.init = init
+        self.row_axis = row_axis
+        self.low = low
+        self.high = high
+        sizes = [(rows * columns, features) for rows, columns, features in levels]
+        sizes = [(vertices if entries is None else min(vertices, entries), features) for vertices, features in sizes]
+        self.tables = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in sizes])
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw all numbers from U(±init)."""
+        for table in self.tables:
+            nn.init.uniform_(table, -self.init, self.init, generator=generator)
+
+    def _taps(self, t: Tensor, vertices: int) -> tuple[Tensor, Tensor]:
+        """Numbers and weights (K, N) of the K vertices along a side that samples at t (N,) in [0, 1] lie between."""
+        position = t * vertices - 0.5 if self.alignment == "center" else t * (vertices - 1)
+        first = position.floor()
+        f = position - first
+        if self.interpolation == "linear":
+            weights = [1.0 - f, f]
+        else:  # Catmull-Rom
+            before, after = ((1.0 - 0.5 * f) * f - 0.5) * f, (0.5 * f - 0.5) * f * f
+            weights = [before, (1.5 * f - 2.5) * f * f + 1.0, ((2.0 - 1.5 * f) * f + 0.5) * f, after]
+        start = 1 - len(weights) // 2
+        index = torch.stack([first.long() + (start + number) for number in range(len(weights))])
+        return index.clamp(0, vertices - 1), torch.stack(weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = ((x.reshape(-1, 2) - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
+        features = []
+        for (rows, columns, size), table in zip(self.levels, self.tables, strict=True):
+            row, row_weights = self._taps(t[:, self.row_axis], rows)
+            column, column_weights = self._taps(t[:, 1 - self.row_axis], columns)
+            if table.shape[0] == rows * columns:
+                index = row[:, None] * columns + column
+            else:
+                index = (column ^ (row[:, None] * 2654435761 & 0xFFFFFFFF)) % table.shape[0]
+            # Corners first, so that the sums over them add up long rows.
+            values = table.index_select(0, index.reshape(-1)).reshape(*index.shape, size)
+            weights = row_weights[:, None] * column_weights
+            features.append((values * weights[..., None]).sum(dim=(0, 1)))
+        return torch.cat(features, dim=-1).reshape(*x.shape[:-1], sum(level[-1] for level in self.levels))
 
 
 class MlpNetwork(Network):

@@ -1,0 +1,118 @@
+// The C interface of pixfit's fused kernels. Python calls it through ctypes; src/pixfit/kernels/native.py mirrors every
+// struct field by field, and both sides state the same ABI number. All pointers are to float32 or int64 arrays that
+// the caller owns and keeps alive; nothing is kept between two calls.
+//
+// Shape legend: F fits, P parameters of a fit, N samples, B of them in a batch, D coordinates of a sample, C outputs.
+
+#ifndef PIXFIT_API_H
+#define PIXFIT_API_H
+
+#include <stdint.h>
+
+#define PIXFIT_ABI 1
+
+enum PixfitActivation { PIXFIT_NONE, PIXFIT_SINE, PIXFIT_FINER, PIXFIT_FINER_EXACT, PIXFIT_RELU, PIXFIT_GELU,
+                        PIXFIT_SILU, PIXFIT_GAUSS };
+enum PixfitNorm { PIXFIT_NO_NORM, PIXFIT_LAYER_NORM, PIXFIT_RMS_NORM };
+enum PixfitLift { PIXFIT_RAW, PIXFIT_FOURIER, PIXFIT_GABOR, PIXFIT_POSITIONAL, PIXFIT_GRID };
+enum PixfitOutput { PIXFIT_LINEAR, PIXFIT_SIGMOID };
+enum PixfitLoss { PIXFIT_MSE, PIXFIT_L1, PIXFIT_HUBER };
+enum PixfitOptimiser { PIXFIT_GRADIENT_ONLY, PIXFIT_ADAM, PIXFIT_SCHEDULE_FREE };
+enum PixfitBackward { PIXFIT_FLOAT32, PIXFIT_BFLOAT16 };
+enum PixfitStatus { PIXFIT_OK, PIXFIT_STOPPED, PIXFIT_BAD_ARGUMENT, PIXFIT_NO_MEMORY };
+
+// y = norm(f(omega (W x + b))), or f(norm(...)) with norm_first, then (y + x) / sqrt 2 with skip.
+// Offsets count floats from the start of a fit's row of P parameters; -1: there is none.
+typedef struct {
+  int64_t inputs, outputs;
+  int64_t weight, bias;  // weight: (outputs, inputs) row-major
+  int64_t gain, shift;   // of the norm, (outputs)
+  double omega;
+  double eps;            // of the norm
+  int64_t activation, norm, norm_first, skip;
+} PixfitLayer;
+
+// One level of a feature grid: rows x columns vertices of `features` numbers, or `entries` hashed ones.
+typedef struct {
+  int64_t rows, columns, features, entries, hashed;
+  int64_t table;  // offset of (entries, features) in the row of P parameters
+} PixfitLevel;
+
+typedef struct {
+  int64_t abi;
+  int64_t in_features, out_features, parameters;
+  int64_t lift, lift_features;
+  int64_t frequencies, centres;  // offsets in a fit's row of fixed numbers, both (D, lift_features / 2)
+  double sigma;                  // of the Gabor envelope
+  int64_t octaves, include_input;
+  const PixfitLevel *levels;
+  int64_t level_count, cubic;
+  int64_t corner;    // vertex i of n lies at i / (n - 1) of the range, else at (i + 1/2) / n
+  int64_t row_axis;  // which coordinate says the row of a grid
+  double low, high;  // range of the coordinates that a grid covers
+  const PixfitLayer *layers;
+  int64_t layer_count;
+  int64_t output;
+  int64_t backward;  // PixfitBackward
+} PixfitPlan;
+
+// Where the numbers of one fit are.
+typedef struct {
+  const float *coordinates;  // (N, D)
+  const float *targets;      // (N, C); not read by a forward pass
+  const float *weights;      // (N, C) or null
+  const float *fixed;        // fixed frequencies and centres, or null
+  const int64_t *index;      // (steps, B) rows of the tables above, or null: all N in order
+  float *parameters;         // (P)
+  float *gradient;           // (P): that of the last step
+  float *first, *second;     // (P): moments of Adam; z and second moment of schedule-free
+  float *average;            // (P) or null: moving average of the parameters
+  const float *mask;         // (P) of 0 and 1, or null
+  const double *rates;       // (steps, 2): Adam: learning rate, weight decay rate; schedule-free: learning rate, c
+  double *plateau;           // (5) best, bad, factor, total, count; or null
+  double *losses;            // (steps)
+  double base_rate;          // learning rate that the plateau's factor works on
+  int64_t rows;              // N
+  int64_t count;             // updates made before
+} PixfitFit;
+
+typedef struct {
+  int64_t optimiser;
+  double beta1, beta2, eps, weight_decay;
+  double clip_norm;      // 0: none
+  double average_decay;  // of PixfitFit.average
+  // Plateau: see pixfit.schedules.Plateau
+  double plateau_decay, plateau_threshold, plateau_min_lr, plateau_eps;
+  int64_t plateau_patience, steps_per_epoch, epoch_step;  // epoch_step: steps already made in this epoch
+} PixfitUpdate;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+int64_t pixfit_abi(void);
+const char *pixfit_source_hash(void);
+const char *pixfit_isa(void);       // what this library was compiled for: avx512bf16, avx512, avx2, baseline, neon
+int64_t pixfit_supported(void);     // whether this processor runs it
+const char *pixfit_compiler(void);
+
+// `steps` steps of `fit_count` fits, each on `samples` rows (of the index, or of the tables). `stop` is looked at
+// between tiles: once it is not 0 the call returns PIXFIT_STOPPED with the weights of the last whole step.
+// `done` (F): steps made.
+int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *update, int64_t loss, double loss_delta,
+                     PixfitFit *fits, int64_t fit_count, int64_t samples, int64_t steps, int64_t threads,
+                     const volatile int32_t *stop, int64_t *done);
+
+// Outputs (samples, C), without the loss, of one fit's parameters at its coordinates.
+int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fit, int64_t samples, float *outputs, int64_t threads,
+                       const volatile int32_t *stop);
+
+// What the processor can do, for benchmarks: register-only fused multiply-adds (GFLOP/s) and sine with cosine
+// (ns an element, in cache), on the calling thread for about `seconds`.
+double pixfit_peak(double seconds, int64_t bfloat16);
+double pixfit_sincos_time(double seconds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,2 @@
+#define PIXFIT_ISA "avx2"
+#include "kernel.h"

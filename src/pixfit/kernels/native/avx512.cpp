@@ -1,0 +1,2 @@
+#define PIXFIT_ISA "avx512"
+#include "kernel.h"

@@ -1,0 +1,2 @@
+#define PIXFIT_ISA "avx512bf16"
+#include "kernel.h"

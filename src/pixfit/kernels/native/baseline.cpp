@@ -1,0 +1,2 @@
+#define PIXFIT_ISA "baseline"
+#include "kernel.h"

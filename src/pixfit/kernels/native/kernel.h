@@ -1,0 +1,202 @@
+// The whole library; each instruction set compiles it once, with PIXFIT_ISA and PIXFIT_SOURCE_HASH defined.
+
+#ifndef PIXFIT_KERNEL_H
+#define PIXFIT_KERNEL_H
+
+#include <chrono>
+
+#include "steps.h"
+
+namespace {
+
+bool sound(const PixfitPlan *plan) {
+  if (!plan || plan->abi != PIXFIT_ABI || plan->layer_count < 1 || !plan->layers) return false;
+  if (plan->in_features < 1 || plan->out_features < 1 || plan->lift_features < 1) return false;
+  int64_t inputs = plan->lift_features;
+  auto inside = [&](int64_t at, int64_t n) { return at == -1 || (at >= 0 && at + n <= plan->parameters); };
+  for (int64_t i = 0; i < plan->layer_count; i++) {
+    const PixfitLayer &l = plan->layers[i];
+    if (l.inputs != inputs || l.outputs < 1 || l.weight < 0 || !inside(l.weight, l.inputs * l.outputs)) return false;
+    if (!inside(l.bias, l.outputs) || !inside(l.gain, l.outputs) || !inside(l.shift, l.outputs)) return false;
+    if (l.activation < PIXFIT_NONE || l.activation > PIXFIT_GAUSS || l.norm < 0 || l.norm > PIXFIT_RMS_NORM) return false;
+    if (l.skip && (i == 0 || l.inputs != l.outputs)) return false;
+    if (i + 1 == plan->layer_count && (l.activation != PIXFIT_NONE || l.norm || l.skip)) return false;
+    inputs = l.outputs;
+  }
+  if (plan->lift == PIXFIT_GRID) {
+    int64_t features = 0;
+    for (int64_t k = 0; k < plan->level_count; k++) {
+      const PixfitLevel &level = plan->levels[k];
+      if (level.rows < 1 || level.columns < 1 || level.features < 1 || level.entries < 1 || level.table < 0) return false;
+      if (!inside(level.table, level.entries * level.features)) return false;
+      if (!level.hashed && level.entries != level.rows * level.columns) return false;
+      features += level.features;
+    }
+    if (plan->in_features != 2 || features != plan->lift_features) return false;
+  }
+  if (plan->lift == PIXFIT_RAW && plan->lift_features != plan->in_features) return false;
+  return inputs == plan->out_features;
+}
+
+template <typename F>
+double timed(double seconds, F f) {  // runs a second, of f(), which tells how many units it did
+  using clock = std::chrono::steady_clock;
+  double best = 0.0;
+  const auto begin = clock::now();
+  do {
+    const auto from = clock::now();
+    const double units = f();
+    best = std::max(best, units / std::chrono::duration<double>(clock::now() - from).count());
+  } while (std::chrono::duration<double>(clock::now() - begin).count() < seconds);
+  return best;
+}
+
+}  // namespace
+
+#define PIXFIT_PUBLIC extern "C" __attribute__((visibility("default")))
+
+PIXFIT_PUBLIC int64_t pixfit_abi(void) { return PIXFIT_ABI; }
+PIXFIT_PUBLIC const char *pixfit_source_hash(void) { return PIXFIT_SOURCE_HASH; }
+PIXFIT_PUBLIC const char *pixfit_isa(void) { return PIXFIT_ISA; }
+PIXFIT_PUBLIC const char *pixfit_compiler(void) { return __VERSION__; }
+
+PIXFIT_PUBLIC int64_t pixfit_supported(void) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#if defined(__AVX512BF16__)
+  if (!__builtin_cpu_supports("avx512bf16")) return 0;
+#endif
+#if defined(__AVX512F__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+#elif defined(__AVX2__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#endif
+  return 1;
+}
+
+PIXFIT_PUBLIC int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *update, int64_t loss, double loss_delta,
+                                   PixfitFit *fits, int64_t fit_count, int64_t samples, int64_t steps, int64_t threads,
+                                   const volatile int32_t *stop, int64_t *done) {
+  if (!sound(plan) || !update || !fits || !done || fit_count < 1 || samples < 1 || steps < 0 || threads < 1)
+    return PIXFIT_BAD_ARGUMENT;
+  try {
+    const Network net(*plan, samples);
+    const Call call{*plan, *update, loss, static_cast<float>(loss_delta), samples, steps, stop};
+    const int64_t parts = parts_of(samples, *plan);
+    const bool together = fit_count < threads && parts > 1;  // threads inside a fit, or a fit a thread
+    const int64_t size = together ? std::min(threads, parts) : 1;
+    const int64_t teams = together ? 1 : std::min(threads, fit_count);
+    std::vector<std::unique_ptr<Memory>> memories;
+    for (int64_t i = 0; i < teams; i++) memories.push_back(std::make_unique<Memory>(net, call, parts, size));
+    std::atomic<int64_t> next{0};
+    Team team(size);
+    auto work = [&](int64_t thread) {
+      if (together) {
+        for (int64_t f = 0; f < fit_count; f++) {
+          const int64_t made = train(net, call, fits[f], *memories[0], parts, team, thread);
+          if (thread == 0) done[f] = made;
+        }
+        return;
+      }
+      Team alone(1);
+      for (int64_t f = next++; f < fit_count; f = next++) {
+        memories[thread]->aborted = false;
+        done[f] = train(net, call, fits[f], *memories[thread], parts, alone, 0);
+      }
+    };
+    std::vector<std::thread> others;
+    const int64_t all = together ? size : teams;
+    for (int64_t t = 1; t < all; t++) others.emplace_back(work, t);
+    work(0);
+    for (auto &other : others) other.join();
+    return stop && *stop ? PIXFIT_STOPPED : PIXFIT_OK;
+  } catch (...) {
+    return PIXFIT_NO_MEMORY;
+  }
+}
+
+PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fit, int64_t samples, float *outputs,
+                                     int64_t threads, const volatile int32_t *stop) {
+  if (!sound(plan) || !fit || samples < 1 || !outputs || threads < 1) return PIXFIT_BAD_ARGUMENT;
+  try {
+    const Network net(*plan, samples);
+    Buffer packed = buffer(net.packed);
+    for (int64_t i = 0; i < net.count(); i++) pack(net, i, fit->parameters, packed.get());
+    const int64_t channels = plan->out_features, tiles = (samples + net.tile - 1) / net.tile;
+    const int64_t all = std::min(threads, tiles);
+    std::vector<Buffer> works;
+    for (int64_t t = 0; t < all; t++) works.push_back(buffer(net.workspace + net.tile * plan->in_features));
+    std::atomic<int64_t> next{0};
+    auto run = [&](int64_t thread) {
+      float *work = works[thread].get(), *places = work + net.workspace;
+      for (int64_t k = next++; k < tiles && !(stop && *stop); k = next++) {
+        const int64_t first = k * net.tile, n = std::min(net.tile, samples - first), padded = round_up(n, 2 * MR);
+        lift(net, *fit, [&](int64_t t) { return first + t; }, n, padded, work, places);
+        const float *u = forward(net, fit->parameters, packed.get(), work, padded);
+        for (int64_t t = 0; t < n; t++)
+          for (int64_t c = 0; c < channels; c++) {
+            const float y = u[(c / NR) * net.tile * NR + t * NR + c % NR];
+            outputs[(first + t) * channels + c] = plan->output == PIXFIT_SIGMOID ? 1.0f / (1.0f + expf(-y)) : y;
+          }
+      }
+    };
+    std::vector<std::thread> others;
+    for (int64_t t = 1; t < all; t++) others.emplace_back(run, t);
+    run(0);
+    for (auto &other : others) other.join();
+    return stop && *stop ? PIXFIT_STOPPED : PIXFIT_OK;
+  } catch (...) {
+    return PIXFIT_NO_MEMORY;
+  }
+}
+
+PIXFIT_PUBLIC double pixfit_peak(double seconds, int64_t bfloat16) {
+  constexpr int many = 12;
+  vf c[many];
+  for (int i = 0; i < many; i++) c[i] = splat(0.001f * static_cast<float>(i));
+  vf a = splat(0.999f), b = splat(0.5f);
+  const int64_t rounds = 20000;
+  double flops = timed(seconds, [&] {
+#if defined(__AVX512BF16__)
+    if (bfloat16) {
+      __m512bh x = (__m512bh)a, y = (__m512bh)b;
+      for (int64_t k = 0; k < rounds; k++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < many; i++) c[i] = (vf)_mm512_dpbf16_ps((__m512)c[i], x, y);
+        __asm__ volatile("" ::: "memory");
+      }
+      return static_cast<double>(rounds * many * W * 4);
+    }
+#endif
+    for (int64_t k = 0; k < rounds; k++) {
+#pragma GCC unroll 12
+      for (int i = 0; i < many; i++) c[i] = c[i] * a + b;
+    }
+    return static_cast<double>(rounds * many * W * 2);
+  });
+  vf total{};
+  for (int i = 0; i < many; i++) total += c[i];
+  volatile float keep = sum(total);
+  (void)keep;
+  return bfloat16 && W != 16 ? 0.0 : flops * 1e-9;
+}
+
+PIXFIT_PUBLIC double pixfit_sincos_time(double seconds) {
+  constexpr int n = 2048;
+  alignas(64) static thread_local float x[n], y[n];
+  for (int i = 0; i < n; i++) x[i] = 0.03f * static_cast<float>(i) - 30.0f;
+  alignas(64) static thread_local float u[n];
+  const double rate = timed(seconds, [&] {
+    for (int k = 0; k < 100; k++) {
+      memcpy(u, x, sizeof x);
+      activate(PIXFIT_SINE, 1.0f, u, y, NR, n / NR, n / NR);
+      __asm__ volatile("" ::: "memory");
+    }
+    return 100.0 * n;
+  });
+  return 1e9 / rate;
+}
+
+#endif

@@ -1,0 +1,2 @@
+#define PIXFIT_ISA "neon"
+#include "kernel.h"

@@ -1,0 +1,554 @@
+// One tile of points through a whole network, forward and backward. Everything of a tile stays in the core's cache.
+//
+// Shape legend: T points of a tile; activations as panels [panel][T][NR] (product.h).
+
+#ifndef PIXFIT_NETWORK_H
+#define PIXFIT_NETWORK_H
+
+#include <vector>
+
+#include "api.h"
+#include "grid.h"
+#include "maths.h"
+#include "product.h"
+
+namespace {
+
+#ifndef TILE
+#define TILE 128
+#endif
+// Where the parts of one layer lie, in floats from the start of each kind of memory.
+struct Place {
+  int64_t forward, backward, bias;          // packed weights, shared by all threads
+  int64_t matrix, stride, shift, gain;      // in a part's gradient: matrix rows, sums of dU, of the norm
+  int64_t y, d, normal, spread, kept;       // in a thread's workspace: output, slope (then dU), norm, skip
+  bool turned;                              // the gradient matrix is (inputs, outputs)
+};
+
+struct Network {
+  const PixfitPlan &plan;
+  std::vector<Place> places;
+  int64_t packed = 0, gradient = 0, workspace = 0, tile = 0;  // sizes in floats; points of a tile
+  int64_t lift = 0, scratch = 0, other = 0, rows = 0, pairs_dy = 0, pairs_dt = 0, pairs_xt = 0;
+  int64_t widest = 0;
+  bool grid;
+
+  const PixfitLayer &layer(int64_t i) const { return plan.layers[i]; }
+  int64_t count() const { return plan.layer_count; }
+  bool simple(int64_t i) const { return layer(i).norm == PIXFIT_NO_NORM && !layer(i).skip; }
+  bool bfloat16(int64_t i) const { return plan.backward == PIXFIT_BFLOAT16 && !(i == 0 && plan.lift == PIXFIT_RAW); }
+
+  explicit Network(const PixfitPlan &given, int64_t samples) : plan(given), grid(given.lift == PIXFIT_GRID) {
+    widest = plan.lift_features;
+    for (int64_t i = 0; i < count(); i++) widest = layer(i).outputs > widest ? layer(i).outputs : widest;
+    // Wide layers read more weights a point: larger tiles, so that those come less often from the outer caches.
+    tile = widest <= 64 ? 64 : TILE;
+    if (samples < tile) tile = samples;
+    tile = round_up(tile, 2 * MR);
+    auto floats = [](int64_t &total, int64_t n) {
+      int64_t at = total;
+      total += round_up(n, 16);
+      return at;
+    };
+    auto panels = [&](int64_t features) { return round_up(features, NR) * tile; };
+    lift = floats(workspace, panels(plan.lift_features));
+    for (int64_t i = 0; i < count(); i++) {
+      const PixfitLayer &l = layer(i);
+      Place p{};
+      int64_t in = round_up(l.inputs, NR), out = round_up(l.outputs, NR);
+      p.forward = floats(packed, l.inputs * out);
+      p.backward = floats(packed, round_up(l.outputs, 2) * in);
+      p.bias = floats(packed, out);
+      auto cost = [](int64_t rows, int64_t lanes) { return round_up(rows, 2) * round_up(lanes, W); };
+      p.turned = cost(l.inputs, l.outputs) < cost(l.outputs, l.inputs);
+      p.stride = p.turned ? out : in;
+      p.matrix = floats(gradient, (p.turned ? l.inputs : l.outputs) * p.stride);
+      p.shift = floats(gradient, 3 * out);  // sums of dU; of the norm: gain, shift
+      p.gain = p.shift + out;
+      p.y = floats(workspace, panels(l.outputs));
+      p.d = floats(workspace, panels(l.outputs));
+      if (l.norm != PIXFIT_NO_NORM) {
+        p.normal = floats(workspace, panels(l.outputs));
+        p.spread = floats(workspace, tile);
+      }
+      if (l.skip) p.kept = floats(workspace, panels(l.outputs));
+      places.push_back(p);
+    }
+    scratch = floats(workspace, panels(widest));
+    rows = floats(workspace, round_up(plan.lift_features, NR) * (grid ? tile : 1) + NR);
+    if (plan.backward == PIXFIT_BFLOAT16) {
+      pairs_dy = floats(workspace, panels(widest));
+      pairs_dt = floats(workspace, panels(widest));
+      pairs_xt = floats(workspace, panels(widest));
+    }
+  }
+};
+
+inline int vectors(int64_t features, int64_t panel) { return features - panel * NR <= W ? 1 : 2; }
+
+// ------------------------------------------------------------------------------------------------------------- packing
+
+// A layer's weights times omega (where the activation has one that can be folded) as panels for both directions.
+inline float folded(const PixfitLayer &l) {
+  return l.activation == PIXFIT_SINE || l.activation == PIXFIT_GAUSS ? static_cast<float>(l.omega) : 1.0f;
+}
+
+inline void pack(const Network &net, int64_t index, const float *parameters, float *packed) {
+  const PixfitLayer &l = net.layer(index);
+  const Place &place = net.places[index];
+  const float scale = folded(l);
+  const float *w = parameters + l.weight;
+  float *forward = packed + place.forward, *bias = packed + place.bias;
+  for (int64_t o = 0; o < round_up(l.outputs, NR); o++)
+    bias[o] = o < l.outputs && l.bias >= 0 ? parameters[l.bias + o] * scale : 0.0f;
+  for (int64_t o = 0; o < round_up(l.outputs, NR); o += W) {
+    float *panel = forward + (o / NR) * l.inputs * NR + o % NR;
+    for (int64_t i = 0; i < l.inputs; i += W) {
+      if (o + W <= l.outputs && i + W <= l.inputs) {
+        transpose(w + o * l.inputs + i, l.inputs, panel + i * NR, NR, scale);
+        continue;
+      }
+      for (int64_t k = i; k < l.inputs && k < i + W; k++)
+        for (int j = 0; j < W; j++) panel[k * NR + j] = o + j < l.outputs ? w[(o + j) * l.inputs + k] * scale : 0.0f;
+    }
+  }
+  if (index == 0 && !net.grid) return;  // nobody asks for the gradient at the coordinates
+  bool paired = net.bfloat16(index);
+#if defined(__AVX512BF16__)
+  if (paired) {
+    uint32_t *back = reinterpret_cast<uint32_t *>(packed + place.backward);
+    const int64_t k = (l.outputs + 1) / 2;
+    for (int64_t i = 0; i < round_up(l.inputs, NR); i += W) {
+      uint32_t *panel = back + (i / NR) * k * NR + i % NR;
+      for (int64_t o = 0; o < l.outputs; o += 2) {
+        alignas(64) float even[W] = {}, odd[W] = {};
+        int64_t lanes = l.inputs - i < W ? l.inputs - i : W;
+        for (int64_t j = 0; j < lanes; j++) {
+          even[j] = w[o * l.inputs + i + j] * scale;
+          odd[j] = o + 1 < l.outputs ? w[(o + 1) * l.inputs + i + j] * scale : 0.0f;
+        }
+        vi low = as_int(round_bfloat16(load(even))), high = as_int(round_bfloat16(load(odd)));
+        vu both = ((vu)low >> 16) | (vu)high;
+        memcpy(panel + (o / 2) * NR, &both, sizeof both);
+      }
+    }
+    return;
+  }
+#endif
+  float *back = packed + place.backward;
+  for (int64_t i = 0; i < round_up(l.inputs, NR); i += W) {
+    float *panel = back + (i / NR) * l.outputs * NR + i % NR;
+    for (int64_t o = 0; o < l.outputs; o++) {
+      const float *row = w + o * l.inputs + i;
+      float *to = panel + o * NR;
+      if (i + W <= l.inputs) {
+        vf v = load(row) * scale;
+        store(to, paired ? round_bfloat16(v) : v);
+        continue;
+      }
+      for (int j = 0; j < W; j++) to[j] = i + j < l.inputs ? row[j] * scale : 0.0f;
+      if (paired) store(to, round_bfloat16(load(to)));
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- lift
+
+// Features of one point, contiguous in `row`, whose tail up to a whole panel may be overwritten.
+inline void lift_point(const PixfitPlan &plan, const float *fixed, const float *x, float *row) {
+  const int64_t d = plan.in_features;
+  const float two_pi = 6.283185307179586f;
+  if (plan.lift == PIXFIT_POSITIONAL) {
+    float *to = row;
+    if (plan.include_input)
+      for (int64_t a = 0; a < d; a++) *to++ = x[a];
+    const int64_t waves = d * plan.octaves;
+    for (int64_t a = 0; a < d; a++) {
+      float band = 3.14159265358979324f;
+      for (int64_t k = 0; k < plan.octaves; k++, band *= 2.0f) to[a * plan.octaves + k] = x[a] * band;
+    }
+    for (int64_t j = waves - 1; j >= 0; j--) {
+      // A few numbers a point: the library's functions, which are right for phases of any size.
+      const float phase = to[j];
+      to[waves + j] = cosf(phase);
+      to[j] = sinf(phase);
+    }
+    return;
+  }
+  const int64_t m = plan.lift_features / 2;
+  const float *frequencies = fixed + plan.frequencies;
+  const bool gabor = plan.lift == PIXFIT_GABOR;
+  const float *centres = gabor ? fixed + plan.centres : nullptr;
+  const float narrow = gabor ? static_cast<float>(-0.5 / (plan.sigma * plan.sigma)) : 0.0f;
+  // Cosines first: a whole vector of them may run over into the sines, which come after and overwrite.
+  float sines[4096 + W];
+  for (int64_t begin = 0; begin < m; begin += 4096) {
+    const int64_t end = m - begin < 4096 ? m - begin : 4096;
+    for (int64_t j = 0; j < end; j += W) {
+      const int lanes = static_cast<int>(end - j < W ? end - j : W);
+      vf phase{}, square{};
+      for (int64_t a = 0; a < d; a++) {
+        vf f{}, c{};
+        const float *from = frequencies + a * m + begin + j;
+        if (lanes == W) f = load(from);
+        else for (int i = 0; i < lanes; i++) f[i] = from[i];
+        vf offset = splat(x[a]);
+        if (gabor) {
+          const float *centre = centres + a * m + begin + j;
+          if (lanes == W) c = load(centre);
+          else for (int i = 0; i < lanes; i++) c[i] = centre[i];
+          offset = offset - c;
+          square += offset * offset;
+        }
+        phase += offset * (f * two_pi);
+      }
+      vf s, c;
+      sincos(phase, s, c);
+      if (largest(absolute(phase)) > SINCOS_LIMIT)
+        for (int i = 0; i < W; i++) s[i] = sinf(phase[i]), c[i] = cosf(phase[i]);
+      if (gabor) {
+        vf envelope = exponential(square * narrow);
+        s *= envelope;
+        c *= envelope;
+      }
+      store(row + begin + j, c);
+      store(sines + j, s);
+    }
+    memcpy(row + m + begin, sines, sizeof(float) * end);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------- activations
+
+// In place: u becomes f'(u), and y becomes f(u). Returns the largest |argument of a sine|.
+template <typename F>
+inline void each(float *u, float *y, int64_t features, int64_t tile, int64_t n, F f) {
+  for (int64_t p = 0; p * NR < features; p++) {
+    float *up = u + p * tile * NR, *yp = y + p * tile * NR;
+    if (vectors(features, p) == 2) {
+      for (int64_t t = 0; t < n * NR; t += 2 * W) {
+        vf a, b, da, db;
+        f(load(up + t), a, da);
+        f(load(up + t + W), b, db);
+        store(yp + t, a);
+        store(yp + t + W, b);
+        store(up + t, da);
+        store(up + t + W, db);
+      }
+    } else {
+      for (int64_t t = 0; t < n * NR; t += NR) {
+        vf a, da;
+        f(load(up + t), a, da);
+        store(yp + t, a);
+        store(up + t, da);
+      }
+    }
+  }
+}
+
+inline float activate(int64_t kind, float omega, float *u, float *y, int64_t features, int64_t tile, int64_t n) {
+  vf most{};
+  const vf w = splat(omega);
+  switch (kind) {
+    case PIXFIT_SINE:
+      each(u, y, features, tile, n, [&](vf x, vf &f, vf &d) {
+        most = maximum(most, absolute(x));
+        sincos(x, f, d);
+      });
+      break;
+    case PIXFIT_FINER:
+    case PIXFIT_FINER_EXACT: {
+      const vf slope = splat(kind == PIXFIT_FINER ? 1.0f : 2.0f);
+      each(u, y, features, tile, n, [&](vf z, vf &f, vf &d) {
+        vf a = absolute(z), x = w * (a + 1.0f) * z, c;
+        most = maximum(most, absolute(x));
+        sincos(x, f, c);
+        d = c * w * (a * slope + 1.0f);
+      });
+      break;
+    }
+    case PIXFIT_RELU:
+      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+        f = x > 0.0f ? x : vf{};
+        d = x > 0.0f ? splat(1.0f) : vf{};
+        f = x != x ? x : f;  // not a number stays so
+      });
+      break;
+    case PIXFIT_GELU:
+      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+        vf cdf = normal_cdf(x);
+        f = x * cdf;
+        d = cdf + x * (exponential(x * x * -0.5f) * 0.39894228040143268f);
+      });
+      break;
+    case PIXFIT_SILU:
+      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+        vf s = logistic(x);
+        f = x * s;
+        d = s + f * (1.0f - s);
+      });
+      break;
+    case PIXFIT_GAUSS:  // u carries omega already
+      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+        f = exponential(-(x * x));
+        d = f * x * -2.0f;
+      });
+      break;
+    default:
+      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+        f = x;
+        d = splat(1.0f);
+      });
+  }
+  return largest(most);
+}
+
+// Sines of arguments beyond the vector code's range: rare, slow, right.
+inline void activate_far(int64_t kind, float omega, float *u, float *y, int64_t features, int64_t tile, int64_t n) {
+  for (int64_t j = 0; j < features; j++)
+    for (int64_t t = 0; t < n; t++) {
+      const int64_t at = (j / NR) * tile * NR + t * NR + j % NR;
+      const float z = u[at], a = fabsf(z);
+      const float x = kind == PIXFIT_SINE ? z : omega * (a + 1.0f) * z;
+      y[at] = static_cast<float>(sin(static_cast<double>(x)));
+      const float c = static_cast<float>(cos(static_cast<double>(x)));
+      u[at] = kind == PIXFIT_SINE ? c : c * omega * (kind == PIXFIT_FINER ? a + 1.0f : 2.0f * a + 1.0f);
+    }
+}
+
+// --------------------------------------------------------------------------------------------------------------- norms
+
+// x (features of n points) becomes (x - mean) / deviation in `normal`, and gain * that + shift in `out`.
+inline void normalise(const PixfitLayer &l, const float *parameters, const float *x, float *out, float *normal,
+                      float *spread, int64_t tile, int64_t n) {
+  const int64_t f = l.outputs;
+  const float share = 1.0f / static_cast<float>(f);
+  for (int64_t t = 0; t < n; t++) {
+    vf total{}, squares{};
+    float mean = 0.0f;
+    if (l.norm == PIXFIT_LAYER_NORM) {
+      for (int64_t j = 0; j < f; j += W) {
+        vf v = load(x + (j / NR) * tile * NR + t * NR + j % NR);
+        total += j + W <= f ? v : v * lanes_below(static_cast<int>(f - j));
+      }
+      mean = sum(total) * share;
+    }
+    for (int64_t j = 0; j < f; j += W) {
+      vf v = load(x + (j / NR) * tile * NR + t * NR + j % NR) - mean;
+      if (j + W > f) v *= lanes_below(static_cast<int>(f - j));
+      squares += v * v;
+    }
+    const float rate = 1.0f / sqrtf(sum(squares) * share + static_cast<float>(l.eps));
+    spread[t] = rate;
+    for (int64_t j = 0; j < f; j += W) {
+      const int64_t at = (j / NR) * tile * NR + t * NR + j % NR;
+      vf v = (load(x + at) - mean) * rate;
+      if (j + W > f) v *= lanes_below(static_cast<int>(f - j));
+      store(normal + at, v);
+      vf gain = splat(1.0f), shift{};
+      if (j + W <= f) {
+        if (l.gain >= 0) gain = load(parameters + l.gain + j);
+        if (l.shift >= 0) shift = load(parameters + l.shift + j);
+      } else {
+        for (int64_t i = 0; j + i < f; i++) {
+          if (l.gain >= 0) gain[i] = parameters[l.gain + j + i];
+          if (l.shift >= 0) shift[i] = parameters[l.shift + j + i];
+        }
+      }
+      store(out + at, v * gain + shift);
+    }
+  }
+}
+
+// In place: s, the gradient at the norm's output, becomes that at its input; sums for gain and shift are added up.
+inline void normalise_back(const PixfitLayer &l, const float *parameters, float *s, const float *normal,
+                           const float *spread, float *gain_sum, float *shift_sum, int64_t tile, int64_t n) {
+  const int64_t f = l.outputs;
+  const float share = 1.0f / static_cast<float>(f);
+  for (int64_t t = 0; t < n; t++) {
+    vf total{}, dots{};
+    for (int64_t j = 0; j < f; j += W) {
+      const int64_t at = (j / NR) * tile * NR + t * NR + j % NR;
+      vf v = load(s + at), h = load(normal + at);
+      if (j + W > f) v *= lanes_below(static_cast<int>(f - j));
+      store(gain_sum + j, load(gain_sum + j) + v * h);
+      store(shift_sum + j, load(shift_sum + j) + v);
+      if (l.gain >= 0) {
+        vf gain{};
+        if (j + W <= f) gain = load(parameters + l.gain + j);
+        else for (int64_t i = 0; j + i < f; i++) gain[i] = parameters[l.gain + j + i];
+        v *= gain;
+      }
+      store(s + at, v);
+      total += v;
+      dots += v * h;
+    }
+    const float mean = l.norm == PIXFIT_LAYER_NORM ? sum(total) * share : 0.0f, along = sum(dots) * share;
+    const float rate = spread[t];
+    for (int64_t j = 0; j < f; j += W) {
+      const int64_t at = (j / NR) * tile * NR + t * NR + j % NR;
+      store(s + at, rate * (load(s + at) - mean - load(normal + at) * along));
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------------- forward
+
+// The activations of `n` points, a multiple of MR, from the lifted features on. Returns the output layer's panel.
+inline float *forward(const Network &net, const float *parameters, const float *packed, float *work, int64_t n) {
+  const float *x = work + net.lift;
+  for (int64_t i = 0; i < net.count(); i++) {
+    const PixfitLayer &l = net.layer(i);
+    const Place &p = net.places[i];
+    float *u = work + p.d, *y = work + p.y;
+    const float omega = static_cast<float>(l.omega);
+    auto product = [&] {
+      points_product<Finish::Store>(x, l.inputs, packed + p.forward, packed + p.bias, l.outputs, net.tile, n, u,
+                                    u);
+      if (l.norm != PIXFIT_NO_NORM && l.norm_first)
+        normalise(l, parameters, u, u, work + p.normal, work + p.spread, net.tile, n);
+    };
+    product();
+    if (i + 1 == net.count()) return u;
+    if (activate(l.activation, omega, u, y, l.outputs, net.tile, n) > SINCOS_LIMIT) {
+      product();
+      activate_far(l.activation, omega, u, y, l.outputs, net.tile, n);
+    }
+    if (l.norm != PIXFIT_NO_NORM && !l.norm_first)
+      normalise(l, parameters, y, y, work + p.normal, work + p.spread, net.tile, n);
+    if (l.skip)
+      for (int64_t q = 0; q < round_up(l.outputs, NR) / NR; q++)
+        for (int64_t t = 0; t < n * NR; t += W) {
+          const int64_t at = q * net.tile * NR + t;
+          store(y + at, (load(y + at) + load(x + at)) * 0.70710678118654752f);
+        }
+    x = y;
+  }
+  return nullptr;
+}
+
+// ------------------------------------------------------------------------------------------------------------ backward
+
+#if defined(__AVX512BF16__)
+PIXFIT_INLINE vu joined(vf low, vf high) {  // bfloat16 of `low` in the low halves of the lanes, of `high` in the high
+  __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  alignas(64) static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                 8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return (vu)_mm512_permutexvar_epi16(_mm512_load_si512(order), both);
+}
+
+// [panel][T][NR] floats as pairs of points [panel][T / 2][NR].
+inline void pair_points(const float *x, int64_t features, int64_t tile, int64_t n, uint32_t *out) {
+  for (int64_t p = 0; p * NR < features; p++) {
+    const float *from = x + p * tile * NR;
+    uint32_t *to = out + p * (tile / 2) * NR;
+    for (int v = 0; v < vectors(features, p); v++)
+      for (int64_t t = 0; t < n; t += 2) {
+        vu both = joined(load(from + t * NR + v * W), load(from + (t + 1) * NR + v * W));
+        memcpy(to + (t / 2) * NR + v * W, &both, sizeof both);
+      }
+  }
+}
+
+// [panel][T][NR] floats as pairs of features [panel][T][NR / 2]; a missing last feature is 0.
+inline void pair_features(const float *x, int64_t features, int64_t tile, int64_t n, uint32_t *out) {
+  for (int64_t p = 0; p * NR < features; p++) {
+    const float *from = x + p * tile * NR;
+    uint32_t *to = out + p * tile * W;
+    const vf tail = features - p * NR < NR ? lanes_below(static_cast<int>(features - p * NR)) : splat(1.0f);
+    const int64_t rest = features - p * NR - W;
+    const vf high = rest >= W ? splat(1.0f) : lanes_below(rest > 0 ? static_cast<int>(rest) : 0);
+    for (int64_t t = 0; t < n; t++) {
+      vf a = load(from + t * NR) * tail, b = rest > 0 ? load(from + t * NR + W) * high : vf{};
+      __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+      _mm512_storeu_si512(to + t * W, both);
+    }
+  }
+}
+#endif
+
+// Adds the gradient of n points (a multiple of MR), whose loss gradient dU of the output is in the last layer's panel,
+// to a part's sums. With a grid the gradient at the lifted features is left in `work + net.scratch`.
+inline void backward(const Network &net, const float *parameters, const float *packed, float *work, float *gradient,
+                     int64_t n) {
+  const int64_t tile = net.tile;
+  float *s = work + net.scratch;
+  for (int64_t i = net.count() - 1; i >= 0; i--) {
+    const PixfitLayer &l = net.layer(i);
+    const Place &p = net.places[i];
+    const float *x = i ? work + net.places[i - 1].y : work + net.lift;
+    float *du = work + p.d;
+    for (int64_t j = 0; j < l.outputs; j += W) {
+      const float *from = du + (j / NR) * tile * NR + j % NR;
+      vf even{}, odd{};
+      for (int64_t t = 0; t < n; t += 2) {
+        even += load(from + t * NR);
+        odd += load(from + (t + 1) * NR);
+      }
+      float *to = gradient + p.shift + j;
+      store(to, load(to) + (even + odd));
+    }
+    const bool first = i == 0, paired = net.bfloat16(i);
+    const bool direct = i > 0 && net.simple(i - 1) && !l.skip;  // dX times the slope below is dU there: one pass
+    float *matrix = gradient + p.matrix;
+    float *below = first ? s : work + net.places[i - 1].d;
+#if defined(__AVX512BF16__)
+    if (paired) {
+      uint32_t *dy = reinterpret_cast<uint32_t *>(work + net.pairs_dy), *dt = reinterpret_cast<uint32_t *>(work + net.pairs_dt);
+      uint32_t *xt = reinterpret_cast<uint32_t *>(work + net.pairs_xt);
+      pair_points(du, l.outputs, tile, n, dt);
+      pair_points(x, l.inputs, tile, n, xt);
+      if (p.turned) weights_product_bf16(xt, l.inputs, dt, l.outputs, tile, n, matrix, p.stride);
+      else weights_product_bf16(dt, l.outputs, xt, l.inputs, tile, n, matrix, p.stride);
+      if (first && !net.grid) return;
+      pair_features(du, l.outputs, tile, n, dy);
+      const uint32_t *back = reinterpret_cast<const uint32_t *>(packed + p.backward);
+      if (direct) points_product_bf16<Finish::Multiply>(dy, l.outputs, back, l.inputs, tile, n, below, s);
+      else points_product_bf16<Finish::Store>(dy, l.outputs, back, l.inputs, tile, n, s, s);
+    } else
+#endif
+    {
+      const float *left = du, *right = x;
+      if (paired) {  // no bfloat16 instructions here: the same operands, rounded
+        auto rounded = [&](const float *from, int64_t features, float *to) {
+          for (int64_t k = 0; k < round_up(features, NR) / NR * tile * NR; k += W) store(to + k, round_bfloat16(load(from + k)));
+          return to;
+        };
+        left = rounded(du, l.outputs, work + net.pairs_dt);
+        right = rounded(x, l.inputs, work + net.pairs_xt);
+      }
+      if (p.turned) weights_product(right, l.inputs, left, l.outputs, tile, n, matrix, p.stride);
+      else weights_product(left, l.outputs, right, l.inputs, tile, n, matrix, p.stride);
+      if (first && !net.grid) return;
+      const float *back = packed + p.backward;
+      if (direct) points_product<Finish::Multiply>(left, l.outputs, back, nullptr, l.inputs, tile, n, below, s);
+      else points_product<Finish::Store>(left, l.outputs, back, nullptr, l.inputs, tile, n, s, s);
+    }
+    if (first || direct) continue;
+    // s is the gradient at the output of layer i - 1; what its skip passes on is kept for when that layer is done.
+    const PixfitLayer &b = net.layer(i - 1);
+    const Place &q = net.places[i - 1];
+    const int64_t size = round_up(b.outputs, NR) / NR;
+    auto over = [&](auto f) {
+      for (int64_t k = 0; k < size; k++)
+        for (int64_t t = k * tile * NR; t < k * tile * NR + n * NR; t += W) f(t);
+    };
+    if (l.skip) over([&](int64_t t) { store(s + t, load(s + t) + load(work + p.kept + t)); });
+    if (b.skip)
+      over([&](int64_t t) {
+        vf v = load(s + t) * 0.70710678118654752f;
+        store(s + t, v);
+        store(work + q.kept + t, v);
+      });
+    float *gain = gradient + q.gain, *shift = gain + round_up(b.outputs, NR);
+    float *d = work + q.d;
+    if (b.norm != PIXFIT_NO_NORM && !b.norm_first)
+      normalise_back(b, parameters, s, work + q.normal, work + q.spread, gain, shift, tile, n);
+    over([&](int64_t t) { store(d + t, load(d + t) * load(s + t)); });
+    if (b.norm != PIXFIT_NO_NORM && b.norm_first)
+      normalise_back(b, parameters, d, work + q.normal, work + q.spread, gain, shift, tile, n);
+  }
+}
+
+}  // namespace
+#endif
