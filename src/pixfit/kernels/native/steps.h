@@ -276,29 +276,31 @@ inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double
   const PixfitUpdate &u = call.update;
   const double count = static_cast<double>(fit.count + step + 1);
   const float rate = static_cast<float>(fit.rates[2 * step] * factor);
-  const float b1 = static_cast<float>(u.beta1), b2 = static_cast<float>(u.beta2);
+  // 1 - beta is rounded once: as a difference of float32 it would be off by 1e-5 of itself.
+  const float b2 = static_cast<float>(u.beta2), rest1 = static_cast<float>(1.0 - u.beta1);
+  const float rest2 = static_cast<float>(1.0 - u.beta2);
   const float root = static_cast<float>(std::sqrt(1.0 - std::pow(u.beta2, count))), eps = static_cast<float>(u.eps);
   const bool adam = u.optimiser == PIXFIT_ADAM;
   const float correction = static_cast<float>(1.0 / (1.0 - std::pow(u.beta1, count)));
   const float keep = static_cast<float>(1.0 - fit.rates[2 * step] * factor * u.weight_decay);
   const float decay = static_cast<float>(u.weight_decay), c = static_cast<float>(fit.rates[2 * step + 1]);
   const float pull = static_cast<float>(rate * (u.beta1 * (1.0 - fit.rates[2 * step + 1]) - 1.0));
-  const float slow = static_cast<float>(u.average_decay);
+  const float slow = static_cast<float>(u.average_decay), fresh = static_cast<float>(1.0 - u.average_decay);
   auto at = [&](auto g, auto &w, auto &m, auto &v, auto &average, auto mask, auto root_of) {
     g = g * clip * mask;
     if (adam) {
       w = w * keep;
-      m = m + (g - m) * (1.0f - b1);
-      v = v * b2 + g * g * (1.0f - b2);
+      m = m + (g - m) * rest1;
+      v = v * b2 + g * g * rest2;
       w = w - m / (root_of(v) / root + eps) * (rate * correction);
     } else {  // w is y, m is z
-      v = v * b2 + g * g * (1.0f - b2);
+      v = v * b2 + g * g * rest2;
       g = g / (root_of(v) / root + eps) + w * decay;
       w = w + (m - w) * c + g * pull;
       m = m - g * rate;
     }
     w = w * mask;
-    average = average * slow + w * (1.0f - slow);
+    average = average * slow + w * fresh;
   };
   int64_t i = begin;
   for (; i + W <= end; i += W) {
