@@ -82,6 +82,29 @@ def test_the_first_hundred_steps_are_those_of_torch(name: str) -> None:
     assert abs(fused.metrics["psnr"] - plain.metrics["psnr"]) < 0.02  # type: ignore[operator]
 
 
+GRAPHED = sorted(set(VARIANTS) - {"sgd", "muon"})
+
+
+@pytest.mark.parametrize("name", GRAPHED)
+def test_the_steps_of_graphs_are_those_of_torch(name: str) -> None:
+    """On a machine without a card the same steps run plainly, which tests all but the capture."""
+    graph, plain = pf.fit(spec_of(name, kernel="graph")), pf.fit(spec_of(name, kernel="torch"))
+    assert graph.kernel.startswith("cuda-graph" if torch.cuda.is_available() else "torch-step")
+    assert graph.steps == plain.steps == 100
+    assert (decibels(graph.curves["loss"]) - decibels(plain.curves["loss"])).abs().max() < 0.01
+
+
+def test_what_graphs_cannot_run_is_refused() -> None:
+    for name, changes in (
+        ("sgd", {}),
+        ("muon", {}),
+        ("adam", {"model": Wire(1, 8)}),
+        ("adam", {"precision": "float64"}),
+    ):
+        with pytest.raises(ValueError, match="kernel is graph"):
+            pf.fit(spec_of(name, kernel="graph", **changes))
+
+
 @compiled
 def test_the_plateaus_of_these_tests_come() -> None:
     steady = pf.fit(spec_of("adam")).curves["loss"]

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixfit import canonical, kernels, lowered
+from pixfit import canonical, kernels
 from pixfit.job import Blind, Job, Moment, Outcome, State, Watch
-from pixfit.lowered import Lowered
+from pixfit.kernels import card
+from pixfit.lowered import Lowered, Training, lower, served
 from pixfit.optim import Muon, clip_rows
 from pixfit.problem import View
 from pixfit.schedules import Plateau, PlateauState
@@ -26,7 +27,7 @@ from pixfit.spec import BestHeldOut, MovingAverage
 from pixfit.stack import Samples, Stack
 from pixfit.stopping import TargetPSNR
 
-__all__ = ["fit", "one_thread_each", "stack_key"]
+__all__ = ["fit", "one_thread_each", "stack_key", "stack_limit"]
 
 _CHECK = 32  # steps between two looks at the losses; on a GPU each look waits for the card
 _SMALL = 2**27  # multiply-adds of a step that one thread makes in some milliseconds
@@ -56,11 +57,27 @@ def stack_key(job: Job) -> str:
 
 def one_thread_each(job: Job) -> bool:
     """Whether many such fits on a CPU are best fitted side by side, a thread each: they are small, and compiled."""
-    found = lowered.served(job.spec, job.view, torch.device("cpu"))
+    found = served(job.spec, job.view, torch.device("cpu"))
     if found is None or job.spec.budget.seconds is not None:
         return False
     pixels = job.view.measurement.shape[1] * job.view.measurement.shape[2]
     return min(pixels, job.spec.batches.pixels or pixels) * found[1].products < _SMALL
+
+
+def stack_limit(job: Job, device: torch.device) -> int:
+    """How many such fits form one stack: on a CPU as many as keep its threads evenly busy while results still come
+    early, on a card as many as its free memory takes."""
+    if device.type != "cuda":
+        return 4 * torch.get_num_threads()
+    free, _ = torch.cuda.mem_get_info(device)
+    pixels = job.view.measurement.shape[1] * job.view.measurement.shape[2]
+    samples, plan = min(pixels, job.spec.batches.pixels or pixels), job.spec.model.plan(2, job.view.shape[0])
+    if plan is not None:
+        return max(1, card.stack_limit(plan, samples, free))
+    # Weights, moments and copies, and what autograd keeps at every sample of every map, with room to spare.
+    parameters = sum(value.numel() for value in job.weights.values())
+    features = sum(value.shape[0] for value in job.weights.values() if value.dim() == 2)
+    return max(1, free // (2 * 4 * (12 * parameters + 12 * samples * features)))
 
 
 def fit(
@@ -165,11 +182,9 @@ class _Loop:
         schedule = spec.optimiser.schedule
         self.plateau = PlateauState(schedule, self.fits, device) if isinstance(schedule, Plateau) else None
         self.average = self.weights.clone() if isinstance(spec.estimate, MovingAverage) else None
-        found = lowered.served(spec, views[0], device)
-        self.lowered = None if found is None else Lowered(
-            found, spec, self.stack, self.samples, self.stepper, rates=self.rates[:, 0], plateau=self.plateau,
-            average=self.average, threads=threads,
-        )  # fmt: skip
+        base = self.rates[:, 0].double()
+        state = Training(spec, self.stack, self.samples, self.stepper, base, self.plateau, self.average)
+        self.lowered = lower(state, views[0], device, threads)
         if self.lowered is not None:
             self.kernel = self.lowered.name
         self.at_once = 1 if self.lowered is None else self.lowered.at_once
@@ -193,6 +208,8 @@ class _Loop:
         self.ended: list[dict[str, Any] | None] = [None] * self.fits
         self.looked = self.ticked = -math.inf
         self.pace = math.inf  # seconds of a step
+        self.block: Tensor | None = None  # learning rates of the steps from block_step on
+        self.block_step = 0
 
     # ------------------------------------------------------------------------------------------------ steps
 
@@ -202,7 +219,9 @@ class _Loop:
         if self.lowered is not None and self.lowered.updates:
             losses = self.lowered.steps(self.step, self._rates(self._reach()), interrupt)
         else:
-            passed = self._backward() if self.lowered is None else self.lowered.gradient(self.step, interrupt)
+            passed = (
+                self.lowered.gradient(self.step, interrupt) if isinstance(self.lowered, Lowered) else self._backward()
+            )
             if passed is None:
                 return
             losses = passed[0][:, None]
@@ -211,7 +230,10 @@ class _Loop:
         self.chunk[:, self.filled : self.filled + made] = losses
         self.filled += made
         self.step += made
-        self.pace = (time.perf_counter() - began) / max(made, 1)
+        if self.spec.budget.seconds is not None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # else the clock runs ahead of the card
+            self.pace = (time.perf_counter() - began) / max(made, 1)
 
     @torch.no_grad()
     def _improve(self, losses: Tensor, gradient: Tensor) -> None:
@@ -220,7 +242,7 @@ class _Loop:
             gradient.mul_(self.stack.mask)
         if self.spec.optimiser.clip_norm is not None:
             clip_rows(gradient, self.spec.optimiser.clip_norm)
-        rates = self._rates(1).to(self.rates)
+        rates = self._rates_now()
         if self.plateau is not None:
             rates = rates * self.plateau.factors.to(rates.dtype)[:, None]
         self.stepper.update(gradient, rates)
@@ -247,6 +269,15 @@ class _Loop:
         if self.spec.budget.seconds is not None:
             ahead.append(max(1, int(_PACE / self.pace)))
         return int(min(reach, *ahead)) if ahead else int(reach)
+
+    def _rates_now(self) -> Tensor:
+        """Learning rates (F, 1) of the next step on the device, to which they are copied some steps at a time."""
+        if self.device.type == "cpu" or self.spec.budget.seconds is not None:
+            return self._rates(1).to(self.rates)
+        ahead = self.step - self.block_step
+        if self.block is None or not 0 <= ahead < self.block.shape[1]:
+            self.block, self.block_step, ahead = self._rates(_CHECK).to(self.rates), self.step, 0
+        return self.block[:, ahead : ahead + 1]
 
     def _rates(self, steps: int) -> Tensor:
         """Learning rates (F, S) in float64 of the next steps, with the schedule, without a plateau's factor."""
@@ -299,8 +330,8 @@ class _Loop:
 
     def settle(self, interrupted: bool) -> bool:
         """All that happens between two steps; False when every fit has ended."""
-        spec, check = self.spec, self.filled == self.check
-        if check:
+        spec = self.spec
+        if self.filled == self.check:
             self._harvest()
         if self.step in self.jobs[0].keep and self.step not in self.kept:
             self.kept[self.step] = self.estimate().clone()
@@ -315,7 +346,7 @@ class _Loop:
                 steps = self.jobs[fit].spec.budget.steps
                 self._end(fit, "budget", "steps" if steps is not None and self.step >= steps else "epochs")
         seconds = spec.budget.seconds
-        if seconds is not None and (check or self.device.type == "cpu") and self.clock.seconds() >= seconds:
+        if seconds is not None and self.clock.seconds() >= seconds:
             self._end(0, "budget", "seconds")
         if interrupted:
             for fit in range(self.fits):
@@ -362,7 +393,7 @@ class _Loop:
         return self.spec.model.to_pixels(self._output(weights, coordinates))
 
     def _output(self, weights: Tensor, coordinates: Tensor) -> Tensor:
-        if self.lowered is not None:
+        if isinstance(self.lowered, Lowered):
             return self.lowered.predict(weights, coordinates)
         return self.stack.predict(weights, coordinates, self.crew)
 

@@ -191,9 +191,11 @@ class _Runner:
                 continue
             together = self.device.type != "cpu" or engine.one_thread_each(job)
             groups.setdefault(engine.stack_key(job) if together else spec.id, []).append((spec, job))
-        # On a CPU a stack is as large as keeps the threads evenly busy, so that results come early.
-        most = 4 * torch.get_num_threads() if self.device.type == "cpu" else max(len(ready), 1)
-        return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
+        stacks = []
+        for group in groups.values():
+            most = engine.stack_limit(group[0][1], self.device)
+            stacks += [group[i : i + most] for i in range(0, len(group), most)]
+        return stacks
 
     def _at_one_step(
         self, group: _Group, results: dict[str, Result], *, again: bool, strict: bool

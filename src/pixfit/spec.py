@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 Precision = Literal["float32", "float64", "bfloat16", "bfloat16-backward"]
-Kernel = Literal["auto", "torch"]
+Kernel = Literal["auto", "torch", "graph"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ class Spec:
         precision: ``float32``; ``float64`` for checks; ``bfloat16`` for autocast, with float32 master weights and
             encodings; ``bfloat16-backward`` rounds only the operands of the backward products, so that the forward
             pass, and with it every score, is that of a float32 network. The model must have a `pixfit.kernels.Plan`.
-        kernel: ``auto`` for compiled kernels where they serve this fit, or ``torch`` for the plain path everywhere.
+        kernel: ``auto`` for compiled kernels where they serve this fit; ``torch`` for the plain path everywhere;
+            ``graph`` for CUDA graphs and persistent kernels, which have not been measured on a card yet.
         seed: of the weights and the batches, 0 to 2^63 − 1.
     """
 
