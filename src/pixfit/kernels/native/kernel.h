@@ -153,34 +153,33 @@ PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fi
 }
 
 PIXFIT_PUBLIC double pixfit_peak(double seconds, int64_t bfloat16) {
-  constexpr int many = 12;
-  vf c[many];
-  for (int i = 0; i < many; i++) c[i] = splat(0.001f * static_cast<float>(i));
-  vf a = splat(0.999f), b = splat(0.5f);
+  constexpr int many = 12;  // sums at once: more than the units' latency times their number
   const int64_t rounds = 20000;
-  double flops = timed(seconds, [&] {
-#if defined(__AVX512BF16__)
-    if (bfloat16) {
-      __m512bh x = (__m512bh)a, y = (__m512bh)b;
-      for (int64_t k = 0; k < rounds; k++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < many; i++) c[i] = (vf)_mm512_dpbf16_ps((__m512)c[i], x, y);
-        __asm__ volatile("" ::: "memory");
-      }
-      return static_cast<double>(rounds * many * W * 4);
-    }
+  volatile float seed = 0.5f, keep = 0.0f;
+  const vf a = splat(seed), b = splat(seed);
+#if !defined(__AVX512BF16__)
+  if (bfloat16) return 0.0;
 #endif
+  const double rate = timed(seconds, [&] {
+    vf c[many];
+    for (int i = 0; i < many; i++) c[i] = splat(seed);
     for (int64_t k = 0; k < rounds; k++) {
+#if defined(__AVX512BF16__)
+      if (bfloat16) {
+#pragma GCC unroll 12
+        for (int i = 0; i < many; i++) c[i] = (vf)_mm512_dpbf16_ps((__m512)c[i], (__m512bh)a, (__m512bh)b);
+        continue;
+      }
+#endif
 #pragma GCC unroll 12
       for (int i = 0; i < many; i++) c[i] = c[i] * a + b;
     }
-    return static_cast<double>(rounds * many * W * 2);
+    vf total{};
+    for (int i = 0; i < many; i++) total += c[i];
+    keep = keep + sum(total);
+    return static_cast<double>(rounds * many * W * (bfloat16 ? 4 : 2));
   });
-  vf total{};
-  for (int i = 0; i < many; i++) total += c[i];
-  volatile float keep = sum(total);
-  (void)keep;
-  return bfloat16 && W != 16 ? 0.0 : flops * 1e-9;
+  return rate * 1e-9;
 }
 
 PIXFIT_PUBLIC double pixfit_sincos_time(double seconds) {
@@ -191,7 +190,7 @@ PIXFIT_PUBLIC double pixfit_sincos_time(double seconds) {
   const double rate = timed(seconds, [&] {
     for (int k = 0; k < 100; k++) {
       memcpy(u, x, sizeof x);
-      activate(PIXFIT_SINE, 1.0f, u, y, NR, n / NR, n / NR);
+      activate(PIXFIT_SINE, 1.0f, u, y, NR, n / NR);
       __asm__ volatile("" ::: "memory");
     }
     return 100.0 * n;

@@ -14,9 +14,6 @@
 
 namespace {
 
-#ifndef TILE
-#define TILE 128
-#endif
 // Where the parts of one layer lie, in floats from the start of each kind of memory.
 struct Place {
   int64_t forward, backward, bias;          // packed weights, shared by all threads
@@ -42,7 +39,7 @@ struct Network {
     widest = plan.lift_features;
     for (int64_t i = 0; i < count(); i++) widest = layer(i).outputs > widest ? layer(i).outputs : widest;
     // Wide layers read more weights a point: larger tiles, so that those come less often from the outer caches.
-    tile = widest <= 64 ? 64 : TILE;
+    tile = widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
     if (samples < tile) tile = samples;
     tile = round_up(tile, 2 * MR);
     auto floats = [](int64_t &total, int64_t n) {
@@ -141,6 +138,7 @@ inline void pack(const Network &net, int64_t index, const float *parameters, flo
     for (int64_t o = 0; o < l.outputs; o++) {
       const float *row = w + o * l.inputs + i;
       float *to = panel + o * NR;
+      __builtin_prefetch(row + 16 * l.inputs);  // rows of wide layers are too far apart for the processor to guess
       if (i + W <= l.inputs) {
         vf v = load(row) * scale;
         store(to, paired ? round_bfloat16(v) : v);
@@ -220,38 +218,27 @@ inline void lift_point(const PixfitPlan &plan, const float *fixed, const float *
 
 // ---------------------------------------------------------------------------------------------------------- activations
 
-// In place: u becomes f'(u), and y becomes f(u). Returns the largest |argument of a sine|.
+// One panel of n points with `features` in use. In place: u becomes f'(u), and y becomes f(u).
 template <typename F>
-inline void each(float *u, float *y, int64_t features, int64_t tile, int64_t n, F f) {
-  for (int64_t p = 0; p * NR < features; p++) {
-    float *up = u + p * tile * NR, *yp = y + p * tile * NR;
-    if (vectors(features, p) == 2) {
-      for (int64_t t = 0; t < n * NR; t += 2 * W) {
-        vf a, b, da, db;
-        f(load(up + t), a, da);
-        f(load(up + t + W), b, db);
-        store(yp + t, a);
-        store(yp + t + W, b);
-        store(up + t, da);
-        store(up + t + W, db);
-      }
-    } else {
-      for (int64_t t = 0; t < n * NR; t += NR) {
-        vf a, da;
-        f(load(up + t), a, da);
-        store(yp + t, a);
-        store(up + t, da);
-      }
-    }
+inline void each(float *u, float *y, int64_t features, int64_t n, F f) {
+  const bool both = features > W;
+  for (int64_t t = 0; t < n * NR; t += NR) {
+    vf a, da, b, db;
+    f(load(u + t), a, da);
+    if (both) f(load(u + t + W), b, db);
+    store(y + t, a);
+    store(u + t, da);
+    if (both) store(y + t + W, b), store(u + t + W, db);
   }
 }
 
-inline float activate(int64_t kind, float omega, float *u, float *y, int64_t features, int64_t tile, int64_t n) {
+// Returns the largest |argument of a sine|.
+inline float activate(int64_t kind, float omega, float *u, float *y, int64_t features, int64_t n) {
   vf most{};
   const vf w = splat(omega);
   switch (kind) {
     case PIXFIT_SINE:
-      each(u, y, features, tile, n, [&](vf x, vf &f, vf &d) {
+      each(u, y, features, n, [&](vf x, vf &f, vf &d) {
         most = maximum(most, absolute(x));
         sincos(x, f, d);
       });
@@ -259,7 +246,7 @@ inline float activate(int64_t kind, float omega, float *u, float *y, int64_t fea
     case PIXFIT_FINER:
     case PIXFIT_FINER_EXACT: {
       const vf slope = splat(kind == PIXFIT_FINER ? 1.0f : 2.0f);
-      each(u, y, features, tile, n, [&](vf z, vf &f, vf &d) {
+      each(u, y, features, n, [&](vf z, vf &f, vf &d) {
         vf a = absolute(z), x = w * (a + 1.0f) * z, c;
         most = maximum(most, absolute(x));
         sincos(x, f, c);
@@ -268,34 +255,34 @@ inline float activate(int64_t kind, float omega, float *u, float *y, int64_t fea
       break;
     }
     case PIXFIT_RELU:
-      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+      each(u, y, features, n, [](vf x, vf &f, vf &d) {
         f = x > 0.0f ? x : vf{};
         d = x > 0.0f ? splat(1.0f) : vf{};
         f = x != x ? x : f;  // not a number stays so
       });
       break;
     case PIXFIT_GELU:
-      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+      each(u, y, features, n, [](vf x, vf &f, vf &d) {
         vf cdf = normal_cdf(x);
         f = x * cdf;
         d = cdf + x * (exponential(x * x * -0.5f) * 0.39894228040143268f);
       });
       break;
     case PIXFIT_SILU:
-      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+      each(u, y, features, n, [](vf x, vf &f, vf &d) {
         vf s = logistic(x);
         f = x * s;
         d = s + f * (1.0f - s);
       });
       break;
     case PIXFIT_GAUSS:  // u carries omega already
-      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+      each(u, y, features, n, [](vf x, vf &f, vf &d) {
         f = exponential(-(x * x));
         d = f * x * -2.0f;
       });
       break;
     default:
-      each(u, y, features, tile, n, [](vf x, vf &f, vf &d) {
+      each(u, y, features, n, [](vf x, vf &f, vf &d) {
         f = x;
         d = splat(1.0f);
       });
@@ -400,18 +387,26 @@ inline float *forward(const Network &net, const float *parameters, const float *
   for (int64_t i = 0; i < net.count(); i++) {
     const PixfitLayer &l = net.layer(i);
     const Place &p = net.places[i];
-    float *u = work + p.d, *y = work + p.y;
+    float *u = work + p.d, *y = work + p.y, most = 0.0f;
     const float omega = static_cast<float>(l.omega);
-    auto product = [&] {
-      points_product<Finish::Store>(x, l.inputs, packed + p.forward, packed + p.bias, l.outputs, net.tile, n, u,
-                                    u);
-      if (l.norm != PIXFIT_NO_NORM && l.norm_first)
-        normalise(l, parameters, u, u, work + p.normal, work + p.spread, net.tile, n);
+    const bool last = i + 1 == net.count(), first_norm = l.norm != PIXFIT_NO_NORM && l.norm_first;
+    auto product = [&](auto after) {
+      points_product<Finish::Store>(x, l.inputs, packed + p.forward, packed + p.bias, l.outputs, net.tile, n, u, u, after);
+      if (first_norm) normalise(l, parameters, u, u, work + p.normal, work + p.spread, net.tile, n);
     };
-    product();
-    if (i + 1 == net.count()) return u;
-    if (activate(l.activation, omega, u, y, l.outputs, net.tile, n) > SINCOS_LIMIT) {
-      product();
+    auto panel = [&](int64_t q) {
+      const int64_t at = q * net.tile * NR;
+      const float far = activate(l.activation, omega, u + at, y + at, l.outputs - q * NR, n);
+      most = far > most ? far : most;
+    };
+    auto nothing = [](int64_t) {};
+    if (last || first_norm) product(nothing);
+    else product(panel);
+    if (last) return u;
+    if (first_norm)
+      for (int64_t q = 0; q * NR < l.outputs; q++) panel(q);
+    if (most > SINCOS_LIMIT) {
+      product(nothing);
       activate_far(l.activation, omega, u, y, l.outputs, net.tile, n);
     }
     if (l.norm != PIXFIT_NO_NORM && !l.norm_first)
@@ -468,9 +463,9 @@ inline void pair_features(const float *x, int64_t features, int64_t tile, int64_
 #endif
 
 // Adds the gradient of n points (a multiple of MR), whose loss gradient dU of the output is in the last layer's panel,
-// to a part's sums. With a grid the gradient at the lifted features is left in `work + net.scratch`.
+// to a part's sums, or (fresh) begins them: only the sums of dU and the norms have to be 0 before. With a grid the gradient at the lifted features is left in `work + net.scratch`.
 inline void backward(const Network &net, const float *parameters, const float *packed, float *work, float *gradient,
-                     int64_t n) {
+                     int64_t n, bool fresh) {
   const int64_t tile = net.tile;
   float *s = work + net.scratch;
   for (int64_t i = net.count() - 1; i >= 0; i--) {
@@ -498,8 +493,8 @@ inline void backward(const Network &net, const float *parameters, const float *p
       uint32_t *xt = reinterpret_cast<uint32_t *>(work + net.pairs_xt);
       pair_points(du, l.outputs, tile, n, dt);
       pair_points(x, l.inputs, tile, n, xt);
-      if (p.turned) weights_product_bf16(xt, l.inputs, dt, l.outputs, tile, n, matrix, p.stride);
-      else weights_product_bf16(dt, l.outputs, xt, l.inputs, tile, n, matrix, p.stride);
+      if (p.turned) weights_product_bf16(xt, l.inputs, dt, l.outputs, tile, n, matrix, p.stride, fresh);
+      else weights_product_bf16(dt, l.outputs, xt, l.inputs, tile, n, matrix, p.stride, fresh);
       if (first && !net.grid) return;
       pair_features(du, l.outputs, tile, n, dy);
       const uint32_t *back = reinterpret_cast<const uint32_t *>(packed + p.backward);
@@ -517,12 +512,12 @@ inline void backward(const Network &net, const float *parameters, const float *p
         left = rounded(du, l.outputs, work + net.pairs_dt);
         right = rounded(x, l.inputs, work + net.pairs_xt);
       }
-      if (p.turned) weights_product(right, l.inputs, left, l.outputs, tile, n, matrix, p.stride);
-      else weights_product(left, l.outputs, right, l.inputs, tile, n, matrix, p.stride);
+      if (p.turned) weights_product(right, l.inputs, left, l.outputs, tile, n, matrix, p.stride, fresh);
+      else weights_product(left, l.outputs, right, l.inputs, tile, n, matrix, p.stride, fresh);
       if (first && !net.grid) return;
       const float *back = packed + p.backward;
-      if (direct) points_product<Finish::Multiply>(left, l.outputs, back, nullptr, l.inputs, tile, n, below, s);
-      else points_product<Finish::Store>(left, l.outputs, back, nullptr, l.inputs, tile, n, s, s);
+      if (direct) points_product<Finish::Multiply>(left, l.outputs, back, nullptr, l.inputs, tile, n, below, s, [](int64_t) {});
+      else points_product<Finish::Store>(left, l.outputs, back, nullptr, l.inputs, tile, n, s, s, [](int64_t) {});
     }
     if (first || direct) continue;
     // s is the gradient at the output of layer i - 1; what its skip passes on is kept for when that layer is done.

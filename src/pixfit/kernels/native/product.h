@@ -51,9 +51,9 @@ inline void points_tile(const float *a, ptrdiff_t step, const float *b, int64_t 
   finish<F, V>(out, c);
 }
 
-// out[R rows][NR] += sum over n points of a[point][row] * b[point][NR].
+// out[R rows][NR] += (fresh: =) sum over n points of a[point][row] * b[point][NR].
 template <int R, int V>
-inline void weights_tile(const float *a, const float *b, int64_t n, float *out, ptrdiff_t out_stride) {
+inline void weights_tile(const float *a, const float *b, int64_t n, float *out, ptrdiff_t out_stride, bool fresh) {
   vf c[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
@@ -73,25 +73,25 @@ inline void weights_tile(const float *a, const float *b, int64_t n, float *out, 
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
     float *p = out + r * out_stride;
-    store(p, load(p) + c[r][0]);
-    if (V == 2) store(p + W, load(p + W) + c[r][1]);
+    store(p, fresh ? c[r][0] : load(p) + c[r][0]);
+    if (V == 2) store(p + W, fresh ? c[r][1] : load(p + W) + c[r][1]);
   }
 }
 
 template <int V>
-inline void weights_rows(int rows, const float *a, const float *b, int64_t n, float *out, ptrdiff_t out_stride) {
+inline void weights_rows(int rows, const float *a, const float *b, int64_t n, float *out, ptrdiff_t stride, bool fresh) {
   switch (rows) {
-    case 1: return weights_tile<1, V>(a, b, n, out, out_stride);
-    case 2: return weights_tile<2, V>(a, b, n, out, out_stride);
-    case 3: return weights_tile<3, V>(a, b, n, out, out_stride);
-    case 4: return weights_tile<4, V>(a, b, n, out, out_stride);
+    case 1: return weights_tile<1, V>(a, b, n, out, stride, fresh);
+    case 2: return weights_tile<2, V>(a, b, n, out, stride, fresh);
+    case 3: return weights_tile<3, V>(a, b, n, out, stride, fresh);
+    case 4: return weights_tile<4, V>(a, b, n, out, stride, fresh);
 #if !defined(__AVX2__) && !defined(__aarch64__)
-    default: return weights_tile<4, V>(a, b, n, out, out_stride);
+    default: return weights_tile<4, V>(a, b, n, out, stride, fresh);
 #else
-    case 5: return weights_tile<5, V>(a, b, n, out, out_stride);
-    case 6: return weights_tile<6, V>(a, b, n, out, out_stride);
-    case 7: return weights_tile<7, V>(a, b, n, out, out_stride);
-    default: return weights_tile<8, V>(a, b, n, out, out_stride);
+    case 5: return weights_tile<5, V>(a, b, n, out, stride, fresh);
+    case 6: return weights_tile<6, V>(a, b, n, out, stride, fresh);
+    case 7: return weights_tile<7, V>(a, b, n, out, stride, fresh);
+    default: return weights_tile<8, V>(a, b, n, out, stride, fresh);
 #endif
   }
 }
@@ -99,10 +99,11 @@ inline void weights_rows(int rows, const float *a, const float *b, int64_t n, fl
 constexpr int64_t DEEPEST = 256;  // rows of B that stay in the first cache with the points that pass by
 
 // The points [0, n) of a T-point tile through one matrix: out = bias + in W, panel by panel. `partial`: a tile of
-// memory for sums over more than DEEPEST inputs, which may be `out` unless F reads it.
-template <Finish F>
+// memory for sums over more than DEEPEST inputs, which may be `out` unless F reads it. `after(p)`: what to do with a
+// panel while it is near.
+template <Finish F, typename After>
 inline void points_product(const float *in, int64_t inputs, const float *packed, const float *bias, int64_t outputs,
-                           int64_t tile, int64_t n, float *out, float *partial) {
+                           int64_t tile, int64_t n, float *out, float *partial, After after) {
   for (int64_t p = 0; p * NR < outputs; p++) {
     const float *b = packed + p * inputs * NR;
     const bool half = outputs - p * NR <= W;
@@ -120,12 +121,13 @@ inline void points_product(const float *in, int64_t inputs, const float *packed,
         else points_tile<Finish::Store, 2>(a, tile * NR, rows, k, start, step, sums + t * NR);
       }
     }
+    after(p);
   }
 }
 
-// gradient (rows, lanes; row stride `stride`) += a^T b over n points; a and b are tiles of T points in panels.
+// gradient (rows, lanes; row stride `stride`) += (fresh: =) a^T b over n points; a and b are tiles of T points in panels.
 inline void weights_product(const float *a, int64_t rows, const float *b, int64_t lanes, int64_t tile, int64_t n,
-                            float *gradient, int64_t stride) {
+                            float *gradient, int64_t stride, bool fresh) {
   constexpr int most = W == 4 && MR == 4 ? 4 : W == 8 ? 6 : 8;
   for (int64_t p = 0; p * NR < lanes; p++) {
     const float *right = b + p * tile * NR;
@@ -136,8 +138,8 @@ inline void weights_product(const float *a, int64_t rows, const float *b, int64_
         const float *left = a + q * tile * NR + r;
         float *out = gradient + (q * NR + r) * stride + p * NR;
         int count = static_cast<int>(end - r < most ? end - r : most);
-        if (half) weights_rows<1>(count, left, right, n, out, stride);
-        else weights_rows<2>(count, left, right, n, out, stride);
+        if (half) weights_rows<1>(count, left, right, n, out, stride, fresh);
+        else weights_rows<2>(count, left, right, n, out, stride, fresh);
       }
     }
   }
@@ -178,7 +180,8 @@ inline void points_tile_bf16(const uint32_t *a, ptrdiff_t step, const uint32_t *
 }
 
 template <int R, int V>
-inline void weights_tile_bf16(const uint32_t *a, const uint32_t *b, int64_t n, float *out, ptrdiff_t out_stride) {
+inline void weights_tile_bf16(const uint32_t *a, const uint32_t *b, int64_t n, float *out, ptrdiff_t out_stride,
+                              bool fresh) {
   vf c[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
@@ -198,22 +201,23 @@ inline void weights_tile_bf16(const uint32_t *a, const uint32_t *b, int64_t n, f
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
     float *p = out + r * out_stride;
-    store(p, load(p) + c[r][0]);
-    if (V == 2) store(p + W, load(p + W) + c[r][1]);
+    store(p, fresh ? c[r][0] : load(p) + c[r][0]);
+    if (V == 2) store(p + W, fresh ? c[r][1] : load(p + W) + c[r][1]);
   }
 }
 
 template <int V>
-inline void weights_rows_bf16(int rows, const uint32_t *a, const uint32_t *b, int64_t n, float *out, ptrdiff_t stride) {
+inline void weights_rows_bf16(int rows, const uint32_t *a, const uint32_t *b, int64_t n, float *out, ptrdiff_t stride,
+                              bool fresh) {
   switch (rows) {
-    case 1: return weights_tile_bf16<1, V>(a, b, n, out, stride);
-    case 2: return weights_tile_bf16<2, V>(a, b, n, out, stride);
-    case 3: return weights_tile_bf16<3, V>(a, b, n, out, stride);
-    case 4: return weights_tile_bf16<4, V>(a, b, n, out, stride);
-    case 5: return weights_tile_bf16<5, V>(a, b, n, out, stride);
-    case 6: return weights_tile_bf16<6, V>(a, b, n, out, stride);
-    case 7: return weights_tile_bf16<7, V>(a, b, n, out, stride);
-    default: return weights_tile_bf16<8, V>(a, b, n, out, stride);
+    case 1: return weights_tile_bf16<1, V>(a, b, n, out, stride, fresh);
+    case 2: return weights_tile_bf16<2, V>(a, b, n, out, stride, fresh);
+    case 3: return weights_tile_bf16<3, V>(a, b, n, out, stride, fresh);
+    case 4: return weights_tile_bf16<4, V>(a, b, n, out, stride, fresh);
+    case 5: return weights_tile_bf16<5, V>(a, b, n, out, stride, fresh);
+    case 6: return weights_tile_bf16<6, V>(a, b, n, out, stride, fresh);
+    case 7: return weights_tile_bf16<7, V>(a, b, n, out, stride, fresh);
+    default: return weights_tile_bf16<8, V>(a, b, n, out, stride, fresh);
   }
 }
 
@@ -242,7 +246,7 @@ inline void points_product_bf16(const uint32_t *in, int64_t inputs, const uint32
 
 // a, b: [panel][T / 2][NR] pairs of points.
 inline void weights_product_bf16(const uint32_t *a, int64_t rows, const uint32_t *b, int64_t lanes, int64_t tile,
-                                 int64_t n, float *gradient, int64_t stride) {
+                                 int64_t n, float *gradient, int64_t stride, bool fresh) {
   for (int64_t p = 0; p * NR < lanes; p++) {
     const uint32_t *right = b + p * (tile / 2) * NR;
     bool half = lanes - p * NR <= W;
@@ -252,8 +256,8 @@ inline void weights_product_bf16(const uint32_t *a, int64_t rows, const uint32_t
         const uint32_t *left = a + q * (tile / 2) * NR + r;
         float *out = gradient + (q * NR + r) * stride + p * NR;
         int count = static_cast<int>(end - r < 8 ? end - r : 8);
-        if (half) weights_rows_bf16<1>(count, left, right, (n + 1) / 2, out, stride);
-        else weights_rows_bf16<2>(count, left, right, (n + 1) / 2, out, stride);
+        if (half) weights_rows_bf16<1>(count, left, right, (n + 1) / 2, out, stride, fresh);
+        else weights_rows_bf16<2>(count, left, right, (n + 1) / 2, out, stride, fresh);
       }
     }
   }

@@ -75,7 +75,7 @@ inline int64_t parts_of(int64_t samples, const PixfitPlan &plan) {
   for (int64_t i = 0; i < plan.layer_count; i++) products += plan.layers[i].inputs * plan.layers[i].outputs;
   const double work = static_cast<double>(samples) * static_cast<double>(products);
   const int64_t worth = static_cast<int64_t>(std::min(work / (1 << 25), 1e6));
-  const int64_t most = std::max(std::min<int64_t>(samples / 256, 4), std::min<int64_t>(samples / 2048, 64));
+  const int64_t most = std::max(std::min<int64_t>(samples / 512, 16), std::min<int64_t>(samples / 4096, 64));
   return std::max<int64_t>(1, std::min(worth, most));
 }
 
@@ -205,7 +205,8 @@ inline void part(const Network &net, const PixfitFit &fit, const Call &call, Mem
                  int64_t parts, float *work) {
   const auto [begin, end] = share(call.samples, index, parts, 2 * MR);
   float *gradient = memory.sums.get() + index * net.gradient;
-  memset(gradient, 0, sizeof(float) * net.gradient);
+  for (int64_t i = 0; i < net.count(); i++)
+    memset(gradient + net.places[i].shift, 0, sizeof(float) * 3 * round_up(net.layer(i).outputs, NR));
   double loss = 0.0, size = 0.0;
   const int64_t tiles = std::max<int64_t>(1, (end - begin + net.tile - 1) / net.tile);
   for (int64_t k = 0; k < tiles && !call.stopped(); k++) {
@@ -216,7 +217,7 @@ inline void part(const Network &net, const PixfitFit &fit, const Call &call, Mem
     lift(net, fit, row, n, padded, work, net.grid ? memory.places.get() + first * net.plan.in_features : nullptr);
     float *u = forward(net, fit.parameters, memory.packed.get(), work, padded);
     loss += loss_of(net, fit, call, row, n, padded, u, size);
-    backward(net, fit.parameters, memory.packed.get(), work, gradient, padded);
+    backward(net, fit.parameters, memory.packed.get(), work, gradient, padded, k == 0);
     if (!net.grid) continue;
     const int64_t f = net.plan.lift_features;
     for (int64_t t = 0; t < n; t++)

@@ -15,10 +15,7 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int W = 16;  // floats of a vector
-#ifndef PIXFIT_MR
-#define PIXFIT_MR 8
-#endif
-constexpr int MR = PIXFIT_MR;
+constexpr int MR = 8;  // rows of a register tile: MR x 2 accumulators, 2 vectors and a broadcast fit the registers
 #elif defined(__AVX2__)
 constexpr int W = 8;
 constexpr int MR = 6;
