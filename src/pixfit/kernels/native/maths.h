@@ -38,10 +38,8 @@ PIXFIT_INLINE void sincos(vf x, vf &sine, vf &cosine) {
   cosine = as_float(as_int(q * s + 1.0f) ^ odd);
 }
 
-// Relative error below 2e-7 for x in [-87, 88]; clamped outside. Not a number stays so.
-PIXFIT_INLINE vf exponential(vf x) {
-  x = x < -87.3f ? splat(-87.3f) : x;
-  x = x > 88.7f ? splat(88.7f) : x;
+// Relative error below 2e-7 for x in [-87, 88], and nothing sensible outside.
+PIXFIT_INLINE vf exponential_inside(vf x) {
   const float magic = 12582912.0f;
   vf shifted = x * 1.44269504088896341f + magic;
   vf n = shifted - magic;
@@ -52,25 +50,36 @@ PIXFIT_INLINE vf exponential(vf x) {
   p = p * r + 1.6666518837e-01f;
   p = p * r + 5.0000000952e-01f;
   vf y = p * r * r + r + 1.0f;
-  vi power = as_int(n + magic) << 23;  // only the low bits survive
-  return as_float(as_int(y) + power);
+  return as_float(as_int(y) + (as_int(shifted) << 23));  // only the low bits of the whole number survive
+}
+
+// The same, clamped outside. Not a number stays so.
+PIXFIT_INLINE vf exponential(vf x) {
+  x = x < -87.3f ? splat(-87.3f) : x;
+  x = x > 88.7f ? splat(88.7f) : x;
+  return exponential_inside(x);
 }
 
 PIXFIT_INLINE vf logistic(vf x) { return 1.0f / (1.0f + exponential(-x)); }
 
-// The normal distribution function, absolute error about 1e-7: erfc(a) = exp(-a g(a)) with a polynomial g on [0, 4].
-PIXFIT_INLINE vf normal_cdf(vf x) {
-  vf a = minimum(absolute(x) * 0.70710678118654752f, splat(4.0f));
-  vf g = a * -8.0438160697e-06f + 1.0602660143e-04f;
-  g = g * a + -5.8795054107e-04f;
-  g = g * a + 1.5767599143e-03f;
-  g = g * a + -5.8781339585e-05f;
-  g = g * a + -1.9217143088e-02f;
-  g = g * a + 1.0279921055e-01f;
-  g = g * a + 6.3661610699e-01f;
-  g = g * a + 1.1283793325e+00f;
-  vf tail = 0.5f * exponential(-a * g);
-  return x < 0.0f ? tail : 1.0f - tail;
+// The normal distribution function and its density, absolute error about 2e-7: with a = |x| / sqrt 2 the tail is
+// exp(-a^2) p(a) / 2, where p is a polynomial for erfcx, close where exp(-a^2) is not small.
+PIXFIT_INLINE void normal(vf x, vf &distribution, vf &density) {
+  vf a = minimum(absolute(x) * 0.70710678118654752f, splat(9.0f));
+  vf e = exponential_inside(-a * a);
+  vf p = a * 1.0442292972e-04f + -1.5932622700e-03f;
+  p = p * a + 1.0871341870e-02f;
+  p = p * a + -4.4679966910e-02f;
+  p = p * a + 1.2702909422e-01f;
+  p = p * a + -2.7507963722e-01f;
+  p = p * a + 4.8923848817e-01f;
+  p = p * a + -7.4961105291e-01f;
+  p = p * a + 9.9966714337e-01f;
+  p = p * a + -1.1283628576e+00f;
+  p = p * a + 9.9999986819e-01f;
+  vf tail = 0.5f * e * p;
+  distribution = x < 0.0f ? tail : 1.0f - tail;
+  density = e * 0.39894228040143268f;
 }
 
 }  // namespace

@@ -263,9 +263,10 @@ inline float activate(int64_t kind, float omega, float *u, float *y, int64_t fea
       break;
     case PIXFIT_GELU:
       each(u, y, features, n, [](vf x, vf &f, vf &d) {
-        vf cdf = normal_cdf(x);
-        f = x * cdf;
-        d = cdf + x * (exponential(x * x * -0.5f) * 0.39894228040143268f);
+        vf below, density;
+        normal(x, below, density);
+        f = x * below;
+        d = below + x * density;
       });
       break;
     case PIXFIT_SILU:
@@ -305,44 +306,52 @@ inline void activate_far(int64_t kind, float omega, float *u, float *y, int64_t 
 
 // --------------------------------------------------------------------------------------------------------------- norms
 
-// x (features of n points) becomes (x - mean) / deviation in `normal`, and gain * that + shift in `out`.
+// Where feature j of point t is in panels of `tile` points.
+PIXFIT_INLINE int64_t spot(int64_t j, int64_t t, int64_t tile) { return (j / NR) * tile * NR + t * NR + j % NR; }
+
+// Numbers [j, j + W) of `features` in a row of parameters; `other` past the end, or where there is no such row.
+PIXFIT_INLINE vf parameters_at(const float *parameters, int64_t offset, int64_t j, int64_t features, float other) {
+  if (offset < 0) return splat(other);
+  if (j + W <= features) return load(parameters + offset + j);
+  vf v = splat(other);
+  for (int64_t i = 0; j + i < features; i++) v[i] = parameters[offset + j + i];
+  return v;
+}
+
+// x (features of n points) becomes (x - mean) / deviation in `normal`, and gain * that + shift in `out`. Points go W at
+// a time, so that sums over the lanes of W vectors are taken at once.
 inline void normalise(const PixfitLayer &l, const float *parameters, const float *x, float *out, float *normal,
                       float *spread, int64_t tile, int64_t n) {
-  const int64_t f = l.outputs;
+  const int64_t f = l.outputs, whole = f / W * W;
   const float share = 1.0f / static_cast<float>(f);
-  for (int64_t t = 0; t < n; t++) {
-    vf total{}, squares{};
-    float mean = 0.0f;
+  const vf rest = lanes_below(static_cast<int>(f - whole));
+  for (int64_t first = 0; first < n; first += W) {
+    const int64_t count = n - first < W ? n - first : W;
+    float means[W] = {}, rates[W];
+    vf totals[W] = {}, squares[W] = {};
     if (l.norm == PIXFIT_LAYER_NORM) {
-      for (int64_t j = 0; j < f; j += W) {
-        vf v = load(x + (j / NR) * tile * NR + t * NR + j % NR);
-        total += j + W <= f ? v : v * lanes_below(static_cast<int>(f - j));
+      for (int64_t i = 0; i < count; i++) {
+        for (int64_t j = 0; j < whole; j += W) totals[i] += load(x + spot(j, first + i, tile));
+        if (whole < f) totals[i] += load(x + spot(whole, first + i, tile)) * rest;
       }
-      mean = sum(total) * share;
+      store(means, sums(totals) * share);
     }
-    for (int64_t j = 0; j < f; j += W) {
-      vf v = load(x + (j / NR) * tile * NR + t * NR + j % NR) - mean;
-      if (j + W > f) v *= lanes_below(static_cast<int>(f - j));
-      squares += v * v;
+    for (int64_t i = 0; i < count; i++) {
+      auto add = [&](vf v) { squares[i] += v * v; };
+      for (int64_t j = 0; j < whole; j += W) add(load(x + spot(j, first + i, tile)) - means[i]);
+      if (whole < f) add((load(x + spot(whole, first + i, tile)) - means[i]) * rest);
     }
-    const float rate = 1.0f / sqrtf(sum(squares) * share + static_cast<float>(l.eps));
-    spread[t] = rate;
+    store(rates, 1.0f / root(sums(squares) * share + static_cast<float>(l.eps)));
+    memcpy(spread + first, rates, sizeof(float) * count);
     for (int64_t j = 0; j < f; j += W) {
-      const int64_t at = (j / NR) * tile * NR + t * NR + j % NR;
-      vf v = (load(x + at) - mean) * rate;
-      if (j + W > f) v *= lanes_below(static_cast<int>(f - j));
-      store(normal + at, v);
-      vf gain = splat(1.0f), shift{};
-      if (j + W <= f) {
-        if (l.gain >= 0) gain = load(parameters + l.gain + j);
-        if (l.shift >= 0) shift = load(parameters + l.shift + j);
-      } else {
-        for (int64_t i = 0; j + i < f; i++) {
-          if (l.gain >= 0) gain[i] = parameters[l.gain + j + i];
-          if (l.shift >= 0) shift[i] = parameters[l.shift + j + i];
-        }
+      const vf gain = parameters_at(parameters, l.gain, j, f, 1.0f), shift = parameters_at(parameters, l.shift, j, f, 0.0f);
+      for (int64_t i = 0; i < count; i++) {
+        const int64_t at = spot(j, first + i, tile);
+        vf v = (load(x + at) - means[i]) * rates[i];
+        if (j >= whole) v *= rest;
+        store(normal + at, v);
+        store(out + at, v * gain + shift);
       }
-      store(out + at, v * gain + shift);
     }
   }
 }
@@ -350,32 +359,41 @@ inline void normalise(const PixfitLayer &l, const float *parameters, const float
 // In place: s, the gradient at the norm's output, becomes that at its input; sums for gain and shift are added up.
 inline void normalise_back(const PixfitLayer &l, const float *parameters, float *s, const float *normal,
                            const float *spread, float *gain_sum, float *shift_sum, int64_t tile, int64_t n) {
-  const int64_t f = l.outputs;
+  const int64_t f = l.outputs, whole = f / W * W;
   const float share = 1.0f / static_cast<float>(f);
-  for (int64_t t = 0; t < n; t++) {
-    vf total{}, dots{};
-    for (int64_t j = 0; j < f; j += W) {
-      const int64_t at = (j / NR) * tile * NR + t * NR + j % NR;
-      vf v = load(s + at), h = load(normal + at);
-      if (j + W > f) v *= lanes_below(static_cast<int>(f - j));
-      store(gain_sum + j, load(gain_sum + j) + v * h);
-      store(shift_sum + j, load(shift_sum + j) + v);
-      if (l.gain >= 0) {
-        vf gain{};
-        if (j + W <= f) gain = load(parameters + l.gain + j);
-        else for (int64_t i = 0; j + i < f; i++) gain[i] = parameters[l.gain + j + i];
-        v *= gain;
+  const vf rest = lanes_below(static_cast<int>(f - whole));
+  for (int64_t j = 0; j < f; j += W) {
+    const vf gain = parameters_at(parameters, l.gain, j, f, 1.0f);
+    vf gains{}, shifts{};
+    for (int64_t t = 0; t < n; t++) {
+      const int64_t at = spot(j, t, tile);
+      vf v = load(s + at);
+      if (j >= whole) v *= rest;
+      gains += v * load(normal + at);
+      shifts += v;
+      store(s + at, v * gain);
+    }
+    store(gain_sum + j, load(gain_sum + j) + gains);
+    store(shift_sum + j, load(shift_sum + j) + shifts);
+  }
+  for (int64_t first = 0; first < n; first += W) {
+    const int64_t count = n - first < W ? n - first : W;
+    float means[W] = {}, along[W];
+    vf totals[W] = {}, dots[W] = {};
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t j = 0; j < f; j += W) {
+        const int64_t at = spot(j, first + i, tile);
+        const vf v = load(s + at);
+        totals[i] += v;
+        dots[i] += v * load(normal + at);
       }
-      store(s + at, v);
-      total += v;
-      dots += v * h;
-    }
-    const float mean = l.norm == PIXFIT_LAYER_NORM ? sum(total) * share : 0.0f, along = sum(dots) * share;
-    const float rate = spread[t];
-    for (int64_t j = 0; j < f; j += W) {
-      const int64_t at = (j / NR) * tile * NR + t * NR + j % NR;
-      store(s + at, rate * (load(s + at) - mean - load(normal + at) * along));
-    }
+    if (l.norm == PIXFIT_LAYER_NORM) store(means, sums(totals) * share);
+    store(along, sums(dots) * share);
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t j = 0; j < f; j += W) {
+        const int64_t at = spot(j, first + i, tile);
+        store(s + at, spread[first + i] * (load(s + at) - means[i] - load(normal + at) * along[i]));
+      }
   }
 }
 

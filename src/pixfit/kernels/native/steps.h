@@ -280,7 +280,7 @@ inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double
   // 1 - beta is rounded once: as a difference of float32 it would be off by 1e-5 of itself.
   const float b2 = static_cast<float>(u.beta2), rest1 = static_cast<float>(1.0 - u.beta1);
   const float rest2 = static_cast<float>(1.0 - u.beta2);
-  const float root = static_cast<float>(std::sqrt(1.0 - std::pow(u.beta2, count))), eps = static_cast<float>(u.eps);
+  const float unbias = static_cast<float>(std::sqrt(1.0 - std::pow(u.beta2, count))), eps = static_cast<float>(u.eps);
   const bool adam = u.optimiser == PIXFIT_ADAM;
   const float correction = static_cast<float>(1.0 / (1.0 - std::pow(u.beta1, count)));
   const float keep = static_cast<float>(1.0 - fit.rates[2 * step] * factor * u.weight_decay);
@@ -293,10 +293,10 @@ inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double
       w = w * keep;
       m = m + (g - m) * rest1;
       v = v * b2 + g * g * rest2;
-      w = w - m / (root_of(v) / root + eps) * (rate * correction);
+      w = w - m / (root_of(v) / unbias + eps) * (rate * correction);
     } else {  // w is y, m is z
       v = v * b2 + g * g * rest2;
-      g = g / (root_of(v) / root + eps) + w * decay;
+      g = g / (root_of(v) / unbias + eps) + w * decay;
       w = w + (m - w) * c + g * pull;
       m = m - g * rate;
     }
@@ -307,11 +307,7 @@ inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double
   for (; i + W <= end; i += W) {
     vf w = load(fit.parameters + i), m = load(fit.first + i), v = load(fit.second + i);
     vf average = fit.average ? load(fit.average + i) : vf{}, mask = fit.mask ? load(fit.mask + i) : splat(1.0f);
-    at(load(fit.gradient + i), w, m, v, average, mask, [](vf x) {
-      vf r;
-      for (int k = 0; k < W; k++) r[k] = sqrtf(x[k]);
-      return r;
-    });
+    at(load(fit.gradient + i), w, m, v, average, mask, [](vf x) { return root(x); });
     store(fit.parameters + i, w);
     store(fit.first + i, m);
     store(fit.second + i, v);

@@ -83,6 +83,17 @@ PIXFIT_INLINE vf round_bfloat16(vf v) {
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// Lanes of a and b by number: b's count from W.
+PIXFIT_INLINE vf mixed(vf a, vf b, vi lanes) {
+#if defined(__clang__)
+  vf r;
+  for (int j = 0; j < W; j++) r[j] = lanes[j] < W ? a[lanes[j]] : b[lanes[j] - W];
+  return r;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 // dst[c * dst_stride + r] = src[r * src_stride + c] * scale of an W x W block.
 PIXFIT_INLINE void transpose(const float *src, ptrdiff_t src_stride, float *dst, ptrdiff_t dst_stride, float scale) {
   vf row[W];
@@ -98,21 +109,36 @@ PIXFIT_INLINE void transpose(const float *src, ptrdiff_t src_stride, float *dst,
     for (int r = 0; r < W; r++) {
       if (r & step) continue;
       vf a = row[r], b = row[r + step];
-#if defined(__clang__)
-      vf x, y;
-      for (int j = 0; j < W; j++) {
-        x[j] = low[j] < W ? a[low[j]] : b[low[j] - W];
-        y[j] = high[j] < W ? a[high[j]] : b[high[j] - W];
-      }
-      row[r] = x;
-      row[r + step] = y;
-#else
-      row[r] = __builtin_shuffle(a, b, low);
-      row[r + step] = __builtin_shuffle(a, b, high);
-#endif
+      row[r] = mixed(a, b, low);
+      row[r + step] = mixed(a, b, high);
     }
   }
   for (int r = 0; r < W; r++) store(dst + r * dst_stride, row[r]);
+}
+
+// Lane t of the result: the sum of the lanes of v[t].
+PIXFIT_INLINE vf sums(const vf (&v)[W]) {
+  vf part[W];
+  for (int i = 0; i < W; i++) part[i] = v[i];
+#pragma GCC unroll 4
+  for (int step = 1; step < W; step *= 2) {
+    vi low, high;
+    for (int j = 0; j < W; j++) {
+      low[j] = (j & step) == 0 ? j : j - step + W;
+      high[j] = (j & step) == 0 ? j + step : j + W;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W / (2 * step); i++) {
+      const vf a = part[2 * i], b = part[2 * i + 1];
+      part[i] = mixed(a, b, low) + mixed(a, b, high);
+    }
+  }
+  return part[0];
+}
+
+PIXFIT_INLINE vf root(vf x) {
+  for (int i = 0; i < W; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
 }
 
 }  // namespace
