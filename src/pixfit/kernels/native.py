@@ -115,7 +115,7 @@ class Rows:
 
 
 class Fused:
-    """A plan on one library: trains F fits, and computes outputs.
+    """A plan on one library: trains F fits, and computes outputs. One call at a time: calls share scratch memory.
 
     Args:
         library: of the instruction set to use.
@@ -153,6 +153,8 @@ class Fused:
         def place(name: str | None) -> int:
             return -1 if name is None else places[name]
 
+        self._sizes: dict[tuple[int, int, int], int] = {}
+        self._scratch = torch.empty(0, dtype=torch.uint8)
         self._layers = (_Layer * len(plan.layers))(
             *(
                 _Layer(
@@ -267,6 +269,7 @@ class Fused:
             plateau_min_lr=min_lr, plateau_eps=eps, plateau_patience=patience, steps_per_epoch=steps_per_epoch,
             epoch_step=epoch_step,
         )  # fmt: skip
+        scratch = self._memory(fits, batch, threads)
         bases = [1.0] * fits if plateau_base is None else plateau_base.tolist()
         first, second = moments if moments is not None else (None, None)
         each = (_Fit * fits)(
@@ -284,7 +287,7 @@ class Fused:
         def run(stop: Any) -> int:
             return self._call(
                 "pixfit_steps", ctypes.byref(self._plan), ctypes.byref(settings), c_int64(_LOSSES.index(loss)),
-                c_double(delta), each, c_int64(fits), c_int64(batch), c_int64(steps), c_int64(threads), stop,
+                c_double(delta), each, c_int64(fits), c_int64(batch), c_int64(steps), c_int64(threads), *scratch, stop,
                 c_void_p(done.data_ptr()),
             )  # fmt: skip
 
@@ -308,6 +311,7 @@ class Fused:
         outputs = torch.empty(count, self.plan.out_features)
         if count == 0:
             return outputs
+        scratch = self._memory(1, count, threads)
         one = _Fit(
             coordinates=coordinates.data_ptr(), fixed=_at(self.fixed, fit), parameters=weights.data_ptr(), rows=count
         )
@@ -315,11 +319,24 @@ class Fused:
         def run(stop: Any) -> int:
             return self._call(
                 "pixfit_forward", ctypes.byref(self._plan), ctypes.byref(one), c_int64(count),
-                c_void_p(outputs.data_ptr()), c_int64(threads), stop,
+                c_void_p(outputs.data_ptr()), c_int64(threads), *scratch, stop,
             )  # fmt: skip
 
         _interruptible(run, interrupt, short=float(self.plan.products) * count < _SHORT)
         return outputs
+
+    def _memory(self, fits: int, samples: int, threads: int) -> tuple[c_void_p, c_int64]:
+        """Scratch memory, kept from call to call."""
+        if (fits, samples, threads) not in self._sizes:
+            plan = ctypes.byref(self._plan)
+            needed = self.library.handle.pixfit_scratch(plan, c_int64(fits), c_int64(samples), c_int64(threads))
+            if needed < 0:
+                raise ValueError(f"the kernel refuses this plan: {self.plan}")
+            self._sizes[fits, samples, threads] = needed
+        needed = self._sizes[fits, samples, threads]
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed, dtype=torch.uint8)
+        return c_void_p(self._scratch.data_ptr()), c_int64(self._scratch.numel())
 
     def _call(self, name: str, *arguments: Any) -> int:
         code: int = getattr(self.library.handle, name)(*arguments)

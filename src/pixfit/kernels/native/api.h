@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define PIXFIT_ABI 1
+#define PIXFIT_ABI 2
 
 enum PixfitActivation { PIXFIT_NONE, PIXFIT_SINE, PIXFIT_FINER, PIXFIT_FINER_EXACT, PIXFIT_RELU, PIXFIT_GELU,
                         PIXFIT_SILU, PIXFIT_GAUSS };
@@ -96,16 +96,20 @@ const char *pixfit_isa(void);       // what this library was compiled for: avx51
 int64_t pixfit_supported(void);     // whether this processor runs it
 const char *pixfit_compiler(void);
 
+// Bytes of scratch memory that the two functions below need for such a call; -1: the plan is wrong. Its contents do not
+// matter, but it must not be shared by calls at one time; kept from call to call, it saves the system clearing it.
+int64_t pixfit_scratch(const PixfitPlan *plan, int64_t fit_count, int64_t samples, int64_t threads);
+
 // `steps` steps of `fit_count` fits, each on `samples` rows (of the index, or of the tables). `stop` is looked at
 // between tiles: once it is not 0 the call returns PIXFIT_STOPPED with the weights of the last whole step.
 // `done` (F): steps made.
 int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *update, int64_t loss, double loss_delta,
                      PixfitFit *fits, int64_t fit_count, int64_t samples, int64_t steps, int64_t threads,
-                     const volatile int32_t *stop, int64_t *done);
+                     void *scratch, int64_t scratch_bytes, const volatile int32_t *stop, int64_t *done);
 
 // Outputs (samples, C), without the loss, of one fit's parameters at its coordinates.
 int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fit, int64_t samples, float *outputs, int64_t threads,
-                       const volatile int32_t *stop);
+                       void *scratch, int64_t scratch_bytes, const volatile int32_t *stop);
 
 // What the processor can do, for benchmarks: register-only fused multiply-adds (GFLOP/s) and sine with cosine
 // (ns an element, in cache), on the calling thread for about `seconds`.

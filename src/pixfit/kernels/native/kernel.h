@@ -76,26 +76,40 @@ PIXFIT_PUBLIC int64_t pixfit_supported(void) {
   return 1;
 }
 
+PIXFIT_PUBLIC int64_t pixfit_scratch(const PixfitPlan *plan, int64_t fit_count, int64_t samples, int64_t threads) {
+  if (!sound(plan) || fit_count < 1 || samples < 1 || threads < 1) return -1;
+  try {
+    const Network net(*plan, samples);
+    const Crew crew(*plan, samples, fit_count, threads);
+    const int64_t steps = crew.teams * Memory::bytes(net, samples, crew.parts, crew.size);
+    const int64_t forward = taken(net.packed) + threads * taken(net.workspace + net.tile * plan->in_features);
+    return std::max(steps, forward) + (4 << 20);  // and what is lost to whole pages
+  } catch (...) {
+    return -1;
+  }
+}
+
 PIXFIT_PUBLIC int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *update, int64_t loss, double loss_delta,
                                    PixfitFit *fits, int64_t fit_count, int64_t samples, int64_t steps, int64_t threads,
-                                   const volatile int32_t *stop, int64_t *done) {
-  if (!sound(plan) || !update || !fits || !done || fit_count < 1 || samples < 1 || steps < 0 || threads < 1)
+                                   void *scratch, int64_t scratch_bytes, const volatile int32_t *stop, int64_t *done) {
+  if (!sound(plan) || !scratch || !update || !fits || !done || fit_count < 1 || samples < 1 || steps < 0 || threads < 1)
     return PIXFIT_BAD_ARGUMENT;
   try {
     const Network net(*plan, samples);
     const Call call{*plan, *update, loss, static_cast<float>(loss_delta), samples, steps, stop};
-    const int64_t parts = parts_of(samples, *plan);
-    const bool together = fit_count < threads && parts > 1;  // threads inside a fit, or a fit a thread
-    const int64_t size = together ? std::min(threads, parts) : 1;
-    const int64_t teams = together ? 1 : std::min(threads, fit_count);
+    const Crew crew(*plan, samples, fit_count, threads);
+    Arena arena(scratch, scratch_bytes);
     std::vector<std::unique_ptr<Memory>> memories;
-    for (int64_t i = 0; i < teams; i++) memories.push_back(std::make_unique<Memory>(net, call, parts, size));
+    for (int64_t i = 0; i < crew.teams; i++) {
+      memories.push_back(std::make_unique<Memory>(net, samples, crew.parts, crew.size, arena));
+      if (!memories.back()->whole) return PIXFIT_BAD_ARGUMENT;
+    }
     std::atomic<int64_t> next{0};
-    Team team(size);
+    Team team(crew.size);
     auto work = [&](int64_t thread) {
-      if (together) {
+      if (crew.together) {
         for (int64_t f = 0; f < fit_count; f++) {
-          const int64_t made = train(net, call, fits[f], *memories[0], parts, team, thread);
+          const int64_t made = train(net, call, fits[f], *memories[0], crew.parts, team, thread);
           if (thread == 0) done[f] = made;
         }
         return;
@@ -103,11 +117,11 @@ PIXFIT_PUBLIC int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *u
       Team alone(1);
       for (int64_t f = next++; f < fit_count; f = next++) {
         memories[thread]->aborted = false;
-        done[f] = train(net, call, fits[f], *memories[thread], parts, alone, 0);
+        done[f] = train(net, call, fits[f], *memories[thread], crew.parts, alone, 0);
       }
     };
     std::vector<std::thread> others;
-    const int64_t all = together ? size : teams;
+    const int64_t all = crew.together ? crew.size : crew.teams;
     for (int64_t t = 1; t < all; t++) others.emplace_back(work, t);
     work(0);
     for (auto &other : others) other.join();
@@ -118,23 +132,31 @@ PIXFIT_PUBLIC int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *u
 }
 
 PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fit, int64_t samples, float *outputs,
-                                     int64_t threads, const volatile int32_t *stop) {
-  if (!sound(plan) || !fit || samples < 1 || !outputs || threads < 1) return PIXFIT_BAD_ARGUMENT;
+                                     int64_t threads, void *scratch, int64_t scratch_bytes,
+                                     const volatile int32_t *stop) {
+  if (!sound(plan) || !scratch || !fit || samples < 1 || !outputs || threads < 1) return PIXFIT_BAD_ARGUMENT;
   try {
     const Network net(*plan, samples);
-    Buffer packed = buffer(net.packed);
-    for (int64_t i = 0; i < net.count(); i++) pack(net, i, fit->parameters, packed.get());
+    Arena arena(scratch, scratch_bytes);
+    float *packed = arena.take(net.packed);
+    if (!packed) return PIXFIT_BAD_ARGUMENT;
+    for (int64_t i = 0; i < net.count(); i++) pack(net, i, fit->parameters, packed);
     const int64_t channels = plan->out_features, tiles = (samples + net.tile - 1) / net.tile;
     const int64_t all = std::min(threads, tiles);
-    std::vector<Buffer> works;
-    for (int64_t t = 0; t < all; t++) works.push_back(buffer(net.workspace + net.tile * plan->in_features));
+    const int64_t each = net.workspace + net.tile * plan->in_features;
+    std::vector<float *> works;
+    for (int64_t t = 0; t < all; t++) {
+      works.push_back(arena.take(each));
+      if (!works.back()) return PIXFIT_BAD_ARGUMENT;
+      memset(works.back(), 0, sizeof(float) * net.workspace);
+    }
     std::atomic<int64_t> next{0};
     auto run = [&](int64_t thread) {
-      float *work = works[thread].get(), *places = work + net.workspace;
+      float *work = works[thread], *places = work + net.workspace;
       for (int64_t k = next++; k < tiles && !(stop && *stop); k = next++) {
         const int64_t first = k * net.tile, n = std::min(net.tile, samples - first), padded = round_up(n, 2 * MR);
         lift(net, *fit, [&](int64_t t) { return first + t; }, n, padded, work, places);
-        const float *u = forward(net, fit->parameters, packed.get(), work, padded);
+        const float *u = forward(net, fit->parameters, packed, work, padded);
         for (int64_t t = 0; t < n; t++)
           for (int64_t c = 0; c < channels; c++) {
             const float y = u[(c / NR) * net.tile * NR + t * NR + c % NR];

@@ -22,24 +22,34 @@
 
 namespace {
 
-struct Free {
-  void operator()(float *p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float, Free>;
-
-// Zeroed, aligned to a cache line.
-inline Buffer buffer(int64_t floats) {
-  const int64_t huge = 1 << 21;
-  const int64_t grain = floats * 4 >= huge ? huge : 64;
-  const size_t bytes = static_cast<size_t>(round_up(std::max<int64_t>(floats, 1) * 4, grain));
-  void *p = std::aligned_alloc(static_cast<size_t>(grain), bytes);
-  if (!p) throw std::bad_alloc();
+// The caller's memory, handed out piece by piece, each aligned to a cache line.
+class Arena {
+ public:
+  Arena(void *scratch, int64_t bytes) : next_(static_cast<char *>(scratch)), end_(next_ + bytes) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(next_);
+    next_ += static_cast<size_t>(round_up(static_cast<int64_t>(at), 64)) - at;
 #if defined(__linux__)
-  if (grain == huge) madvise(p, bytes, MADV_HUGEPAGE);  // fewer entries in the tables of addresses; only a wish
+    // Huge pages mean fewer entries in the tables of addresses; a wish that may fail.
+    const int64_t page = 1 << 21;
+    char *first = next_ + (round_up(static_cast<int64_t>(reinterpret_cast<uintptr_t>(next_)), page) -
+                           static_cast<int64_t>(reinterpret_cast<uintptr_t>(next_)));
+    if (end_ - first >= page) madvise(first, static_cast<size_t>((end_ - first) / page * page), MADV_HUGEPAGE);
 #endif
-  memset(p, 0, bytes);
-  return Buffer(static_cast<float *>(p));
-}
+  }
+  // Not cleared; null where the memory does not suffice.
+  float *take(int64_t floats) {
+    char *here = next_;
+    const int64_t bytes = round_up(std::max<int64_t>(floats, 1) * 4, 64);
+    if (end_ - here < bytes) return nullptr;
+    next_ += bytes;
+    return reinterpret_cast<float *>(here);
+  }
+
+ private:
+  char *next_, *end_;
+};
+
+inline int64_t taken(int64_t floats) { return round_up(std::max<int64_t>(floats, 1) * 4, 64); }
 
 // Threads that meet between the phases of a step.
 class Team {
@@ -91,19 +101,42 @@ struct Call {
 
 // The memory of one fit in training.
 struct Memory {
-  Memory(const Network &net, const Call &call, int64_t parts, int64_t threads)
-      : packed(buffer(net.packed)), sums(buffer(net.gradient * parts)), losses(parts), sizes(parts), norms(threads) {
-    for (int64_t t = 0; t < threads; t++) work.push_back(buffer(net.workspace));
-    if (net.grid) {
-      slopes = buffer(call.samples * call.plan.lift_features);
-      places = buffer(call.samples * call.plan.in_features);
+  Memory(const Network &net, int64_t samples, int64_t parts, int64_t threads, Arena &arena)
+      : packed(arena.take(net.packed)), sums(arena.take(net.gradient * parts)), losses(parts), sizes(parts) {
+    whole = packed && sums;
+    for (int64_t t = 0; t < threads; t++) {
+      work.push_back(arena.take(net.workspace));
+      whole = whole && work.back();
+      // Lanes without a feature are read by vectors too: they must never hold what is not a number.
+      if (whole) memset(work.back(), 0, sizeof(float) * net.workspace);
     }
+    if (!net.grid) return;
+    slopes = arena.take(samples * net.plan.lift_features);
+    places = arena.take(samples * net.plan.in_features);
+    whole = whole && slopes && places;
   }
-  Buffer packed, sums, slopes, places;
-  std::vector<Buffer> work;
-  std::vector<double> losses, sizes, norms;
+  static int64_t bytes(const Network &net, int64_t samples, int64_t parts, int64_t threads) {
+    int64_t total = taken(net.packed) + taken(net.gradient * parts) + threads * taken(net.workspace);
+    if (net.grid) total += taken(samples * net.plan.lift_features) + taken(samples * net.plan.in_features);
+    return total;
+  }
+  float *packed, *sums, *slopes = nullptr, *places = nullptr;
+  std::vector<float *> work;
+  std::vector<double> losses, sizes;
   double factor = 1.0;
   std::atomic<bool> aborted{false};
+  bool whole;  // the arena had enough
+};
+
+// How a call's fits are shared out: threads inside a fit, or a fit a thread.
+struct Crew {
+  Crew(const PixfitPlan &plan, int64_t samples, int64_t fits, int64_t threads) : parts(parts_of(samples, plan)) {
+    together = fits < threads && parts > 1;
+    size = together ? std::min(threads, parts) : 1;
+    teams = together ? 1 : std::min(threads, fits);
+  }
+  int64_t parts, size, teams;
+  bool together;
 };
 
 // Lifted features of n points, and zeros up to `padded`. `row(t)`: which row of the tables point t is.
@@ -204,7 +237,7 @@ inline double loss_of(const Network &net, const PixfitFit &fit, const Call &call
 inline void part(const Network &net, const PixfitFit &fit, const Call &call, Memory &memory, int64_t step, int64_t index,
                  int64_t parts, float *work) {
   const auto [begin, end] = share(call.samples, index, parts, 2 * MR);
-  float *gradient = memory.sums.get() + index * net.gradient;
+  float *gradient = memory.sums + index * net.gradient;
   for (int64_t i = 0; i < net.count(); i++)
     memset(gradient + net.places[i].shift, 0, sizeof(float) * 3 * round_up(net.layer(i).outputs, NR));
   double loss = 0.0, size = 0.0;
@@ -214,15 +247,15 @@ inline void part(const Network &net, const PixfitFit &fit, const Call &call, Mem
     const int64_t first = begin + from, n = to - from, padded = round_up(n, 2 * MR);
     const int64_t *rows = fit.index ? fit.index + step * call.samples + first : nullptr;
     auto row = [&](int64_t t) { return rows ? rows[t] : first + t; };
-    lift(net, fit, row, n, padded, work, net.grid ? memory.places.get() + first * net.plan.in_features : nullptr);
-    float *u = forward(net, fit.parameters, memory.packed.get(), work, padded);
+    lift(net, fit, row, n, padded, work, net.grid ? memory.places + first * net.plan.in_features : nullptr);
+    float *u = forward(net, fit.parameters, memory.packed, work, padded);
     loss += loss_of(net, fit, call, row, n, padded, u, size);
-    backward(net, fit.parameters, memory.packed.get(), work, gradient, padded, k == 0);
+    backward(net, fit.parameters, memory.packed, work, gradient, padded, k == 0);
     if (!net.grid) continue;
     const int64_t f = net.plan.lift_features;
     for (int64_t t = 0; t < n; t++)
       for (int64_t j = 0; j < f; j++)
-        memory.slopes.get()[(first + t) * f + j] = work[net.scratch + (j / NR) * net.tile * NR + t * NR + j % NR];
+        memory.slopes[(first + t) * f + j] = work[net.scratch + (j / NR) * net.tile * NR + t * NR + j % NR];
   }
   memory.losses[index] = loss;
   memory.sizes[index] = size;
@@ -234,7 +267,7 @@ inline void gather(const Network &net, const PixfitFit &fit, const Memory &memor
   for (int64_t i = 0; i < net.count(); i++) {
     const PixfitLayer &l = net.layer(i);
     const Place &p = net.places[i];
-    const float *sums = memory.sums.get();
+    const float *sums = memory.sums;
     const float by = scale * folded(l);
     const auto [begin, end] = share(l.outputs, thread, threads);
     float *out = fit.gradient + l.weight;
@@ -345,10 +378,10 @@ inline int64_t train(const Network &net, const Call &call, PixfitFit &fit, Memor
   const auto [low, high] = share(plan.parameters, thread, threads, W);
   const auto [first, last] = share(parts, thread, threads);
   for (int64_t step = 0; step < call.steps; step++) {
-    for (int64_t i = thread; i < net.count(); i += threads) pack(net, i, fit.parameters, memory.packed.get());
+    for (int64_t i = thread; i < net.count(); i += threads) pack(net, i, fit.parameters, memory.packed);
     if (thread == 0) memory.factor = fit.plateau ? fit.plateau[2] : 1.0;
     team.meet();
-    for (int64_t k = first; k < last; k++) part(net, fit, call, memory, step, k, parts, memory.work[thread].get());
+    for (int64_t k = first; k < last; k++) part(net, fit, call, memory, step, k, parts, memory.work[thread]);
     if (call.stopped()) memory.aborted = true;  // benign: all write the same, and all read it after they met
     team.meet();
     if (memory.aborted) return step;
@@ -364,9 +397,9 @@ inline int64_t train(const Network &net, const Call &call, PixfitFit &fit, Memor
         memset(fit.gradient + level.table + begin, 0, sizeof(float) * (end - begin));
       }
       const auto [begin, end] = share(call.samples * plan.lift_features, thread, threads);
-      for (int64_t k = begin; k < end; k++) memory.slopes.get()[k] *= scale;
+      for (int64_t k = begin; k < end; k++) memory.slopes[k] *= scale;
       team.meet();
-      pixfit::grid_backward_part(plan, memory.places.get(), call.samples, memory.slopes.get(), plan.lift_features,
+      pixfit::grid_backward_part(plan, memory.places, call.samples, memory.slopes, plan.lift_features,
                                  fit.gradient, thread, threads);
     }
     float clip = 1.0f;
