@@ -79,10 +79,10 @@ PIXFIT_PUBLIC int64_t pixfit_supported(void) {
 PIXFIT_PUBLIC int64_t pixfit_scratch(const PixfitPlan *plan, int64_t fit_count, int64_t samples, int64_t threads) {
   if (!sound(plan) || fit_count < 1 || samples < 1 || threads < 1) return -1;
   try {
-    const Network net(*plan, samples);
+    const Network net(*plan, samples, true), shown(*plan, samples, false);
     const Crew crew(*plan, samples, fit_count, threads);
     const int64_t steps = crew.teams * Memory::bytes(net, samples, crew.parts, crew.size);
-    const int64_t forward = taken(net.packed) + threads * taken(net.workspace + net.tile * plan->in_features);
+    const int64_t forward = taken(shown.packed) + threads * taken(shown.workspace + shown.tile * plan->in_features);
     return std::max(steps, forward) + (4 << 20);  // and what is lost to whole pages
   } catch (...) {
     return -1;
@@ -95,7 +95,7 @@ PIXFIT_PUBLIC int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *u
   if (!sound(plan) || !scratch || !update || !fits || !done || fit_count < 1 || samples < 1 || steps < 0 || threads < 1)
     return PIXFIT_BAD_ARGUMENT;
   try {
-    const Network net(*plan, samples);
+    const Network net(*plan, samples, true);
     const Call call{*plan, *update, loss, static_cast<float>(loss_delta), samples, steps, stop};
     const Crew crew(*plan, samples, fit_count, threads);
     Arena arena(scratch, scratch_bytes);
@@ -136,12 +136,12 @@ PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fi
                                      const volatile int32_t *stop) {
   if (!sound(plan) || !scratch || !fit || samples < 1 || !outputs || threads < 1) return PIXFIT_BAD_ARGUMENT;
   try {
-    const Network net(*plan, samples);
+    const Network net(*plan, samples, false);
     Arena arena(scratch, scratch_bytes);
     float *packed = arena.take(net.packed);
     if (!packed) return PIXFIT_BAD_ARGUMENT;
     for (int64_t i = 0; i < net.count(); i++) pack(net, i, fit->parameters, packed);
-    const int64_t channels = plan->out_features, tiles = (samples + net.tile - 1) / net.tile;
+    const int64_t channels = plan->out_features, tiles = (samples + net.points - 1) / net.points;
     const int64_t all = std::min(threads, tiles);
     const int64_t each = net.workspace + net.tile * plan->in_features;
     std::vector<float *> works;
@@ -154,9 +154,9 @@ PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fi
     auto run = [&](int64_t thread) {
       float *work = works[thread], *places = work + net.workspace;
       for (int64_t k = next++; k < tiles && !(stop && *stop); k = next++) {
-        const int64_t first = k * net.tile, n = std::min(net.tile, samples - first), padded = round_up(n, 2 * MR);
+        const int64_t first = k * net.points, n = std::min(net.points, samples - first), padded = round_up(n, 2 * MR);
         lift(net, *fit, [&](int64_t t) { return first + t; }, n, padded, work, places);
-        const float *u = forward(net, fit->parameters, packed, work, padded);
+        const float *u = forward<false>(net, fit->parameters, packed, work, padded);
         for (int64_t t = 0; t < n; t++)
           for (int64_t c = 0; c < channels; c++) {
             const float y = u[(c / NR) * net.tile * NR + t * NR + c % NR];
@@ -212,7 +212,7 @@ PIXFIT_PUBLIC double pixfit_sincos_time(double seconds) {
   const double rate = timed(seconds, [&] {
     for (int k = 0; k < 100; k++) {
       memcpy(u, x, sizeof x);
-      activate(PIXFIT_SINE, 1.0f, u, y, NR, n / NR);
+      activate<true>(PIXFIT_SINE, 1.0f, u, y, NR, n / NR);
       __asm__ volatile("" ::: "memory");
     }
     return 100.0 * n;

@@ -25,7 +25,8 @@ struct Place {
 struct Network {
   const PixfitPlan &plan;
   std::vector<Place> places;
-  int64_t packed = 0, gradient = 0, workspace = 0, tile = 0;  // sizes in floats; points of a tile
+  int64_t packed = 0, gradient = 0, workspace = 0;  // sizes in floats
+  int64_t points = 0, tile = 0;  // of a tile: how many, and the rows of a panel, which are some more
   int64_t lift = 0, scratch = 0, other = 0, rows = 0, pairs_dy = 0, pairs_dt = 0, pairs_xt = 0;
   int64_t widest = 0;
   bool grid;
@@ -35,13 +36,15 @@ struct Network {
   bool simple(int64_t i) const { return layer(i).norm == PIXFIT_NO_NORM && !layer(i).skip; }
   bool bfloat16(int64_t i) const { return plan.backward == PIXFIT_BFLOAT16 && !(i == 0 && plan.lift == PIXFIT_RAW); }
 
-  explicit Network(const PixfitPlan &given, int64_t samples) : plan(given), grid(given.lift == PIXFIT_GRID) {
+  Network(const PixfitPlan &given, int64_t samples, bool trained) : plan(given), grid(given.lift == PIXFIT_GRID) {
     widest = plan.lift_features;
     for (int64_t i = 0; i < count(); i++) widest = layer(i).outputs > widest ? layer(i).outputs : widest;
-    // Wide layers read more weights a point: larger tiles, so that those come less often from the outer caches.
-    tile = widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
-    if (samples < tile) tile = samples;
-    tile = round_up(tile, 2 * MR);
+    // Wide layers read more weights a point, and training them also writes more sums: larger tiles, so that those come
+    // less often from the outer caches.
+    points = widest <= 64 ? 64 : widest <= 128 || !trained ? 128 : 256;
+    points = round_up(samples < points ? samples : points, 2 * MR);
+    // Panels a power of two apart would share few sets of the caches.
+    tile = points + MR;
     auto floats = [](int64_t &total, int64_t n) {
       int64_t at = total;
       total += round_up(n, 16);
@@ -118,14 +121,21 @@ inline void pack(const Network &net, int64_t index, const float *parameters, flo
     for (int64_t i = 0; i < round_up(l.inputs, NR); i += W) {
       uint32_t *panel = back + (i / NR) * k * NR + i % NR;
       for (int64_t o = 0; o < l.outputs; o += 2) {
-        alignas(64) float even[W] = {}, odd[W] = {};
-        int64_t lanes = l.inputs - i < W ? l.inputs - i : W;
-        for (int64_t j = 0; j < lanes; j++) {
-          even[j] = w[o * l.inputs + i + j] * scale;
-          odd[j] = o + 1 < l.outputs ? w[(o + 1) * l.inputs + i + j] * scale : 0.0f;
+        const float *rows = w + o * l.inputs + i;
+        const bool second = o + 1 < l.outputs;
+        vf even{}, odd{};
+        if (i + W <= l.inputs) {
+          __builtin_prefetch(rows + 16 * l.inputs);
+          even = load(rows);
+          if (second) odd = load(rows + l.inputs);
+        } else {
+          for (int64_t j = 0; i + j < l.inputs; j++) {
+            even[j] = rows[j];
+            if (second) odd[j] = rows[l.inputs + j];
+          }
         }
-        vi low = as_int(round_bfloat16(load(even))), high = as_int(round_bfloat16(load(odd)));
-        vu both = ((vu)low >> 16) | (vu)high;
+        const vi low = as_int(round_bfloat16(even * scale)), high = as_int(round_bfloat16(odd * scale));
+        const vu both = ((vu)low >> 16) | (vu)high;
         memcpy(panel + (o / 2) * NR, &both, sizeof both);
       }
     }
@@ -218,8 +228,8 @@ inline void lift_point(const PixfitPlan &plan, const float *fixed, const float *
 
 // ---------------------------------------------------------------------------------------------------------- activations
 
-// One panel of n points with `features` in use. In place: u becomes f'(u), and y becomes f(u).
-template <typename F>
+// One panel of n points with `features` in use: y becomes f(u), and u, in place, f'(u) where a backward pass follows.
+template <bool Slopes, typename F>
 inline void each(float *u, float *y, int64_t features, int64_t n, F f) {
   const bool both = features > W;
   for (int64_t t = 0; t < n * NR; t += NR) {
@@ -227,18 +237,21 @@ inline void each(float *u, float *y, int64_t features, int64_t n, F f) {
     f(load(u + t), a, da);
     if (both) f(load(u + t + W), b, db);
     store(y + t, a);
+    if (both) store(y + t + W, b);
+    if (!Slopes) continue;  // y is u then
     store(u + t, da);
-    if (both) store(y + t + W, b), store(u + t + W, db);
+    if (both) store(u + t + W, db);
   }
 }
 
 // Returns the largest |argument of a sine|.
+template <bool Slopes>
 inline float activate(int64_t kind, float omega, float *u, float *y, int64_t features, int64_t n) {
   vf most{};
   const vf w = splat(omega);
   switch (kind) {
     case PIXFIT_SINE:
-      each(u, y, features, n, [&](vf x, vf &f, vf &d) {
+      each<Slopes>(u, y, features, n, [&](vf x, vf &f, vf &d) {
         most = maximum(most, absolute(x));
         sincos(x, f, d);
       });
@@ -246,7 +259,7 @@ inline float activate(int64_t kind, float omega, float *u, float *y, int64_t fea
     case PIXFIT_FINER:
     case PIXFIT_FINER_EXACT: {
       const vf slope = splat(kind == PIXFIT_FINER ? 1.0f : 2.0f);
-      each(u, y, features, n, [&](vf z, vf &f, vf &d) {
+      each<Slopes>(u, y, features, n, [&](vf z, vf &f, vf &d) {
         vf a = absolute(z), x = w * (a + 1.0f) * z, c;
         most = maximum(most, absolute(x));
         sincos(x, f, c);
@@ -255,14 +268,14 @@ inline float activate(int64_t kind, float omega, float *u, float *y, int64_t fea
       break;
     }
     case PIXFIT_RELU:
-      each(u, y, features, n, [](vf x, vf &f, vf &d) {
+      each<Slopes>(u, y, features, n, [](vf x, vf &f, vf &d) {
         f = x > 0.0f ? x : vf{};
         d = x > 0.0f ? splat(1.0f) : vf{};
         f = x != x ? x : f;  // not a number stays so
       });
       break;
     case PIXFIT_GELU:
-      each(u, y, features, n, [](vf x, vf &f, vf &d) {
+      each<Slopes>(u, y, features, n, [](vf x, vf &f, vf &d) {
         vf below, density;
         normal(x, below, density);
         f = x * below;
@@ -270,20 +283,20 @@ inline float activate(int64_t kind, float omega, float *u, float *y, int64_t fea
       });
       break;
     case PIXFIT_SILU:
-      each(u, y, features, n, [](vf x, vf &f, vf &d) {
+      each<Slopes>(u, y, features, n, [](vf x, vf &f, vf &d) {
         vf s = logistic(x);
         f = x * s;
         d = s + f * (1.0f - s);
       });
       break;
     case PIXFIT_GAUSS:  // u carries omega already
-      each(u, y, features, n, [](vf x, vf &f, vf &d) {
+      each<Slopes>(u, y, features, n, [](vf x, vf &f, vf &d) {
         f = exponential(-(x * x));
         d = f * x * -2.0f;
       });
       break;
     default:
-      each(u, y, features, n, [](vf x, vf &f, vf &d) {
+      each<Slopes>(u, y, features, n, [](vf x, vf &f, vf &d) {
         f = x;
         d = splat(1.0f);
       });
@@ -400,12 +413,13 @@ inline void normalise_back(const PixfitLayer &l, const float *parameters, float 
 // ------------------------------------------------------------------------------------------------------------- forward
 
 // The activations of `n` points, a multiple of MR, from the lifted features on. Returns the output layer's panel.
+template <bool Slopes>
 inline float *forward(const Network &net, const float *parameters, const float *packed, float *work, int64_t n) {
   const float *x = work + net.lift;
   for (int64_t i = 0; i < net.count(); i++) {
     const PixfitLayer &l = net.layer(i);
     const Place &p = net.places[i];
-    float *u = work + p.d, *y = work + p.y, most = 0.0f;
+    float *u = work + p.d, *y = Slopes ? work + p.y : u, most = 0.0f;  // nobody asks for the slopes: in place
     const float omega = static_cast<float>(l.omega);
     const bool last = i + 1 == net.count(), first_norm = l.norm != PIXFIT_NO_NORM && l.norm_first;
     auto product = [&](auto after) {
@@ -414,7 +428,7 @@ inline float *forward(const Network &net, const float *parameters, const float *
     };
     auto panel = [&](int64_t q) {
       const int64_t at = q * net.tile * NR;
-      const float far = activate(l.activation, omega, u + at, y + at, l.outputs - q * NR, n);
+      const float far = activate<Slopes>(l.activation, omega, u + at, y + at, l.outputs - q * NR, n);
       most = far > most ? far : most;
     };
     auto nothing = [](int64_t) {};

@@ -241,14 +241,14 @@ inline void part(const Network &net, const PixfitFit &fit, const Call &call, Mem
   for (int64_t i = 0; i < net.count(); i++)
     memset(gradient + net.places[i].shift, 0, sizeof(float) * 3 * round_up(net.layer(i).outputs, NR));
   double loss = 0.0, size = 0.0;
-  const int64_t tiles = std::max<int64_t>(1, (end - begin + net.tile - 1) / net.tile);
+  const int64_t tiles = std::max<int64_t>(1, (end - begin + net.points - 1) / net.points);
   for (int64_t k = 0; k < tiles && !call.stopped(); k++) {
     const auto [from, to] = share(end - begin, k, tiles, 2 * MR);
     const int64_t first = begin + from, n = to - from, padded = round_up(n, 2 * MR);
     const int64_t *rows = fit.index ? fit.index + step * call.samples + first : nullptr;
     auto row = [&](int64_t t) { return rows ? rows[t] : first + t; };
     lift(net, fit, row, n, padded, work, net.grid ? memory.places + first * net.plan.in_features : nullptr);
-    float *u = forward(net, fit.parameters, memory.packed, work, padded);
+    float *u = forward<true>(net, fit.parameters, memory.packed, work, padded);
     loss += loss_of(net, fit, call, row, n, padded, u, size);
     backward(net, fit.parameters, memory.packed, work, gradient, padded, k == 0);
     if (!net.grid) continue;
