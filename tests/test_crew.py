@@ -11,6 +11,7 @@ import torch
 
 import pixfit as pf
 from pixfit import engine, kernels, run
+from pixfit.job import Blind
 from pixfit.models import Mlp, Siren
 from pixfit.optim import Adam, Muon
 from tests.conftest import picture
@@ -51,6 +52,7 @@ def test_two_threads_repeat_themselves_and_agree_with_one(model: pf.models.Model
         optimiser=Muon(adam_lr=1e-3) if isinstance(model, Mlp) else Adam(lr=1e-4),
         budget=pf.Steps(12),
         precision=precision,  # type: ignore[arg-type]
+        kernel="torch",
     )
     torch.set_num_threads(1)
     alone = pf.fit(spec, record=pf.Record(every=3))
@@ -65,7 +67,7 @@ def test_two_threads_repeat_themselves_and_agree_with_one(model: pf.models.Model
 
 def test_looking_beside_the_step_disturbs_no_thread() -> None:
     """A busy machine once met a look in the middle of a step: other weights were in the module, and gradients lost."""
-    spec = pf.Spec(pf.Problem(picture(3, 64, 64)), Siren(1, 256), budget=pf.Steps(30))
+    spec = pf.Spec(pf.Problem(picture(3, 64, 64)), Siren(1, 256), budget=pf.Steps(30), kernel="torch")
     torch.set_num_threads(2)
     plain = pf.fit(spec, record=pf.Record(every=10**6))
     watched = pf.fit(spec, record=pf.Record(every=1, points=4096))
@@ -81,7 +83,7 @@ def test_parts_and_tiles_make_the_same_gradient(monkeypatch: pytest.MonkeyPatch)
     def gradient(threads: int, tile: int) -> torch.Tensor:
         torch.set_num_threads(threads)
         monkeypatch.setattr(Stack, "tile", tile)
-        loop = engine._Loop([job], torch.device("cpu"), engine._Blind(), None)
+        loop = engine._Loop([job], torch.device("cpu"), Blind(), None)
         assert loop.crew.size == threads
         with loop.crew:
             return loop._backward()[1]

@@ -24,7 +24,7 @@ from pixfit.result import Result
 
 __all__ = ["doctor", "write_fit"]
 
-_GAIN = "1.4 (six layers of 512) to 11 (two of 32)"  # over torch's path, measured with AVX-512
+_GAIN = "1.6 (six layers of 512) to 10 (two of 32)"  # over torch's path, measured with AVX-512 (docs/log.md)
 _CROP = 96  # pixels of the source in the magnified detail
 
 
@@ -178,7 +178,7 @@ def doctor(store: str | Path) -> dict[str, Any]:
         ValueError: ``PIXFIT_KERNEL`` names what cannot be used here.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kernel = kernels.kernel_name(device, 256)
+    kernel, loaded = kernels.kernel_name(device, 256), library.load() if device.type == "cpu" else None
     plain, chosen = _speed("torch"), _speed(kernel) if device.type == "cpu" else None
     extras = {"export": ("onnx", "onnxscript")}
     missing = [name for name, needs in extras.items() if any(importlib.util.find_spec(need) is None for need in needs)]
@@ -189,8 +189,9 @@ def doctor(store: str | Path) -> dict[str, Any]:
         "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none found; fits run on the processor",
-        "kernel": kernel,
-        "why": _why(kernel),
+        "kernel": kernel if loaded is None else f"fused-{loaded.isa}",
+        "why": f"{library.why()}; {_why(kernel)}" if loaded is None else library.why(),
+        **({} if loaded is None else {"other fits": f"{kernel}: {_why(kernel)}"}),
         "matrix products": f"{plain:.0f} GFLOP/s in torch"
         + ("" if chosen is None else f", {chosen:.0f} with {kernel}"),
         "kernels": _compiled(kernel),

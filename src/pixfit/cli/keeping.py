@@ -139,12 +139,12 @@ def doctor(store: StoreDir = STORE, as_json: Json = False, quiet: Quiet = False)
     compiled = found.pop("kernels")
     for name, value in found.items():
         print(f"{name:<20} {value}")
-    facts = [compiled["path"], compiled["isa"], compiled["compiler"]]
-    print(f"{'fitting steps':<20} {', '.join(filter(None, facts))} ({compiled['why']})")
-    print(f"{'  can be':<20} {', '.join(compiled['usable'])}: PIXFIT_KERNEL names one")
+    if compiled["compiler"]:
+        print(f"{'compiled by':<20} {compiled['compiler']}")
+    print(f"{'kernels here':<20} {', '.join(compiled['usable'])}: the variable PIXFIT_KERNEL names one")
     for name, reason in compiled["refused"].items():
         print(f"{'  not ' + name:<20} {reason}")
-    print(f"{'  cost':<20} {compiled['cost']}")
+    print(f"{'speed':<20} {compiled['cost']}")
 
 
 @command
