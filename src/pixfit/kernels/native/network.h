@@ -469,27 +469,38 @@ inline void pair_points(const float *x, int64_t features, int64_t tile, int64_t 
   for (int64_t p = 0; p * NR < features; p++) {
     const float *from = x + p * tile * NR;
     uint32_t *to = out + p * (tile / 2) * NR;
-    for (int v = 0; v < vectors(features, p); v++)
-      for (int64_t t = 0; t < n; t += 2) {
-        vu both = joined(load(from + t * NR + v * W), load(from + (t + 1) * NR + v * W));
-        memcpy(to + (t / 2) * NR + v * W, &both, sizeof both);
-      }
+    const bool both = features - p * NR > W;
+#pragma GCC unroll 4
+    for (int64_t t = 0; t < n * NR; t += 2 * NR, to += NR) {
+      _mm512_storeu_si512(to, (__m512i)joined(load(from + t), load(from + t + NR)));
+      if (both) _mm512_storeu_si512(to + W, (__m512i)joined(load(from + t + W), load(from + t + NR + W)));
+    }
   }
 }
 
-// [panel][T][NR] floats as pairs of features [panel][T][NR / 2]; a missing last feature is 0.
-inline void pair_features(const float *x, int64_t features, int64_t tile, int64_t n, uint32_t *out) {
+// The same, and as pairs of features [panel][T][NR / 2], where missing last features are 0; and adds up all points.
+inline void pair_both(const float *x, int64_t features, int64_t tile, int64_t n, uint32_t *points, uint32_t *pairs,
+                      float *sums) {
   for (int64_t p = 0; p * NR < features; p++) {
     const float *from = x + p * tile * NR;
-    uint32_t *to = out + p * tile * W;
-    const vf tail = features - p * NR < NR ? lanes_below(static_cast<int>(features - p * NR)) : splat(1.0f);
-    const int64_t rest = features - p * NR - W;
-    const vf high = rest >= W ? splat(1.0f) : lanes_below(rest > 0 ? static_cast<int>(rest) : 0);
-    for (int64_t t = 0; t < n; t++) {
-      vf a = load(from + t * NR) * tail, b = rest > 0 ? load(from + t * NR + W) * high : vf{};
-      __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
-      _mm512_storeu_si512(to + t * W, both);
+    uint32_t *to = points + p * (tile / 2) * NR, *across = pairs + p * tile * W;
+    const int64_t left = features - p * NR;
+    const vf low = lanes_below(static_cast<int>(left < W ? left : W));
+    const vf high = lanes_below(static_cast<int>(left < W ? 0 : left < NR ? left - W : W));
+    vf sum_low{}, sum_high{};
+#pragma GCC unroll 2
+    for (int64_t t = 0; t < n * NR; t += 2 * NR, to += NR, across += NR) {
+      const vf a = load(from + t) * low, b = load(from + t + W) * high;
+      const vf c = load(from + t + NR) * low, d = load(from + t + NR + W) * high;
+      sum_low += a + c;
+      sum_high += b + d;
+      _mm512_storeu_si512(to, (__m512i)joined(a, c));
+      _mm512_storeu_si512(to + W, (__m512i)joined(b, d));
+      _mm512_storeu_si512(across, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+      _mm512_storeu_si512(across + W, (__m512i)_mm512_cvtne2ps_pbh((__m512)d, (__m512)c));
     }
+    store(sums + p * NR, load(sums + p * NR) + sum_low);
+    store(sums + p * NR + W, load(sums + p * NR + W) + sum_high);
   }
 }
 #endif
@@ -505,36 +516,38 @@ inline void backward(const Network &net, const float *parameters, const float *p
     const Place &p = net.places[i];
     const float *x = i ? work + net.places[i - 1].y : work + net.lift;
     float *du = work + p.d;
-    for (int64_t j = 0; j < l.outputs; j += W) {
-      const float *from = du + (j / NR) * tile * NR + j % NR;
-      vf even{}, odd{};
-      for (int64_t t = 0; t < n; t += 2) {
-        even += load(from + t * NR);
-        odd += load(from + (t + 1) * NR);
-      }
-      float *to = gradient + p.shift + j;
-      store(to, load(to) + (even + odd));
-    }
     const bool first = i == 0, paired = net.bfloat16(i);
     const bool direct = i > 0 && net.simple(i - 1) && !l.skip;  // dX times the slope below is dU there: one pass
     float *matrix = gradient + p.matrix;
     float *below = first ? s : work + net.places[i - 1].d;
+    auto add_up = [&] {
+      for (int64_t j = 0; j < l.outputs; j += W) {
+        const float *from = du + (j / NR) * tile * NR + j % NR;
+        vf even{}, odd{};
+        for (int64_t t = 0; t < n; t += 2) {
+          even += load(from + t * NR);
+          odd += load(from + (t + 1) * NR);
+        }
+        float *to = gradient + p.shift + j;
+        store(to, load(to) + (even + odd));
+      }
+    };
 #if defined(__AVX512BF16__)
     if (paired) {
       uint32_t *dy = reinterpret_cast<uint32_t *>(work + net.pairs_dy), *dt = reinterpret_cast<uint32_t *>(work + net.pairs_dt);
       uint32_t *xt = reinterpret_cast<uint32_t *>(work + net.pairs_xt);
-      pair_points(du, l.outputs, tile, n, dt);
+      pair_both(du, l.outputs, tile, n, dt, dy, gradient + p.shift);
       pair_points(x, l.inputs, tile, n, xt);
       if (p.turned) weights_product_bf16(xt, l.inputs, dt, l.outputs, tile, n, matrix, p.stride, fresh);
       else weights_product_bf16(dt, l.outputs, xt, l.inputs, tile, n, matrix, p.stride, fresh);
       if (first && !net.grid) return;
-      pair_features(du, l.outputs, tile, n, dy);
       const uint32_t *back = reinterpret_cast<const uint32_t *>(packed + p.backward);
       if (direct) points_product_bf16<Finish::Multiply>(dy, l.outputs, back, l.inputs, tile, n, below, s);
       else points_product_bf16<Finish::Store>(dy, l.outputs, back, l.inputs, tile, n, s, s);
     } else
 #endif
     {
+      add_up();
       const float *left = du, *right = x;
       if (paired) {  // no bfloat16 instructions here: the same operands, rounded
         auto rounded = [&](const float *from, int64_t features, float *to) {
