@@ -170,6 +170,33 @@ def test_a_list_that_was_stopped_goes_on_with_other_mates(tmp_path: Path) -> Non
 
 
 @compiled
+def test_fits_that_went_on_alone_go_on_together(tmp_path: Path) -> None:
+    """Alone a fit looks at its losses less often than in a large stack, and may have kept more steps."""
+    specs = [replace(spec_of("adam", steps=3000), seed=seed) for seed in range(4)]
+    whole = pf.fit(specs)
+    store = pf.Store(tmp_path / "runs")
+    runner = run._Runner(store, torch.device("cpu"), pf.Record(), None, {}, "")
+    for number, spec in enumerate(specs):
+        job = run._job(spec, {}, (5,) if number == 0 else ())
+        calls = iter(range(10**6))
+        state = list(engine.fit([job], interrupt=lambda calls=calls: next(calls) >= 12))[-1]  # type: ignore[misc]
+        runner._checkpoint(spec.id, state, {"watch": {"steps": [], "psnr": []}})
+    for before, after in zip(whole, pf.fit(specs, store), strict=True):
+        assert after.status is before.status
+        assert torch.equal(before.curves["loss"], after.curves["loss"])
+
+
+@compiled
+def test_a_fit_may_go_on_with_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = run._job(spec_of("adam", steps=400), {}, ())
+    state = next(s for s in engine.fit([job], save_every=0.0) if s.scalars["filled"] > 32)
+    monkeypatch.setenv("PIXFIT_KERNEL", "torch")
+    (outcome,) = list(engine.fit([job], state=state))[-1].outcomes  # type: ignore[misc]
+    assert (outcome.verdict, outcome.steps, outcome.kernel) == ("done", 400, "torch")
+    assert len(outcome.losses) == 400
+
+
+@compiled
 @pytest.mark.parametrize("fits", [1, 2])
 def test_bfloat16_backward(fits: int) -> None:
     spec = spec_of("adam", precision="bfloat16-backward")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pixfit.kernels import Plan, library, twin
 from pixfit.kernels.native import Fused, Rows, Update
-from pixfit.models import Fourier, Mlp, Model, Siren
+from pixfit.models import Finer, Fourier, Mlp, Model, Siren
 from tests.test_plan import SERVED, architectures, fixed, trained
 
 ISAS = library.isas()
@@ -212,6 +212,25 @@ def test_sines_of_large_arguments_are_right(isa: str) -> None:
 
 
 @each_isa
+@pytest.mark.parametrize("model", [Siren(1, 16), Finer(2, 16), Finer(2, 16, scale_gradient=True)], ids=str)
+def test_far_sines_are_the_same_in_training_and_in_pictures(isa: str, model: Model) -> None:
+    problem = Problem(model, fits=1)
+    place = problem.places["layers.0.bias"]
+    problem.weights[0, place : place + 16] = 1e5 * torch.linspace(-1, 1, 16)
+    shown = problem.fused(isa).forward(problem.weights[0], problem.rows.coordinates[0])
+    problem.rows = replace(problem.rows, targets=shown[None].contiguous())
+    losses, gradient = problem.gradient(isa)
+    assert float(losses) < 1e-9
+    assert gradient.isfinite().all()
+
+
+@each_isa
+def test_more_frequencies_than_a_chunk(isa: str) -> None:
+    for features in (8192, 8210, 12290):
+        assert_agrees(Problem(Mlp(0, 4, encoding=Fourier(features, 3.0)), fits=1, samples=5), isa)
+
+
+@each_isa
 @pytest.mark.parametrize("model", SERVED, ids=lambda model: type(model).__name__)
 def test_forward_is_the_network(isa: str, model: Model) -> None:
     problem = Problem(model, samples=203)
@@ -273,6 +292,18 @@ def wrong(**changes: Any) -> None:
 def test_wrong_tensors_are_refused(changes: Mapping[str, Any]) -> None:
     with pytest.raises(ValueError):
         wrong(**changes)
+
+
+def test_wrong_fixed_tensors_and_counts_are_refused() -> None:
+    problem = Problem(Mlp(1, 8, encoding=Fourier(8)))
+    points = problem.rows.coordinates[0]
+    with pytest.raises(ValueError, match="fit is 2"):
+        problem.fused(ISAS[0]).forward(problem.weights[0], points, 2)
+    with pytest.raises(ValueError, match="threads is 0"):
+        problem.fused(ISAS[0]).forward(problem.weights[0], points, threads=0)
+    problem.fixed = {"encoding.frequencies": torch.zeros(2, 2, 3)}
+    with pytest.raises(ValueError, match="the plan needs"):
+        problem.fused(ISAS[0])
 
 
 def test_wrong_plans_are_refused() -> None:

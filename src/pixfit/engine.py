@@ -196,7 +196,7 @@ class _Loop:
         self.clock = _Clock(device)
         self.step = 0
         self.losses: list[Tensor] = []  # finished chunks (F, n) on the CPU
-        self.check = max(_CHECK, self.at_once)
+        self.check = _CHECK if self.lowered is None else max(_CHECK, self.lowered.check)
         self.chunk = torch.full((self.fits, self.check), math.nan, device=device)
         self.filled = 0
         # good: at the last look at finite losses; final: of fits that ended; best: by held-out pixels.
@@ -331,7 +331,7 @@ class _Loop:
     def settle(self, interrupted: bool) -> bool:
         """All that happens between two steps; False when every fit has ended."""
         spec = self.spec
-        if self.filled == self.check:
+        if self.filled >= self.check:
             self._harvest()
         if self.step in self.jobs[0].keep and self.step not in self.kept:
             self.kept[self.step] = self.estimate().clone()
@@ -414,7 +414,12 @@ class _Loop:
         """Differences (n,) between what was measured at the held-out samples and what the weights predict there."""
         if self.samples.pointwise:  # then only those pixels need to be computed
             places = held_out.any(dim=0).flatten().nonzero()[:, 0]
-            predicted = self.predict(weights, self.samples.at(places)[None])[fit].clamp(0, 1).T
+            points = self.samples.at(places)[None]
+            if isinstance(self.lowered, Lowered):  # its mates have held-out pixels of their own
+                shown = self.spec.model.to_pixels(self.lowered.predict(weights, points, fit))[0]
+            else:
+                shown = self.predict(weights, points)[fit]
+            predicted = shown.clamp(0, 1).T
             measured, wanted = view.measurement.flatten(1)[:, places], held_out.flatten(1)[:, places]
         else:
             picture = self.samples.picture(self._output(weights, self.samples.at(self.samples.places)))[fit]
@@ -464,7 +469,7 @@ class _Loop:
     def outcomes(self) -> tuple[Outcome, ...]:
         losses = torch.cat(self.losses, dim=1) if self.losses else torch.zeros(self.fits, 0)
         self.clock.start()
-        levels = self.measured_psnr(self.final, limit=2**16)
+        levels, spreads = self.measured_psnr(self.final, limit=2**16), self._spreads()
         self.clock.pause()
         out = []
         for fit, end in enumerate(self.ended):
@@ -473,7 +478,8 @@ class _Loop:
             kept = {step: weights for step, weights in self.kept.items() if step <= end["step"]}
             out.append(
                 Outcome(
-                    verdict=self._verdict(end, curve, levels[fit], fit), reason=end["reason"], steps=end["step"],
+                    verdict=self._verdict(end, curve, levels[fit], spreads[fit], fit), reason=end["reason"],
+                    steps=end["step"],
                     epochs=end["step"] / self.samples.per_epoch, weights=self.stack.named(self.final, fit),
                     kept={step: self.stack.named(weights, fit) for step, weights in kept.items()},
                     losses=curve, psnr_measured=levels[fit], seconds=end["seconds"],
@@ -483,7 +489,7 @@ class _Loop:
             )  # fmt: skip
         return tuple(out)
 
-    def _verdict(self, end: Mapping[str, Any], curve: Tensor, level: float, fit: int) -> str:
+    def _verdict(self, end: Mapping[str, Any], curve: Tensor, level: float, spread: float, fit: int) -> str:
         """What the end of a budget means. Collapsed: hardly better than the best single colour, after a fair time."""
         verdict: str = end["verdict"]
         if verdict != "budget":
@@ -491,16 +497,17 @@ class _Loop:
         axes = 0 if self.samples.pointwise else (1, 2)
         variance = float(self.samples.pixels[fit].double().var(dim=axes, correction=0).mean())
         # Noise is hard to fit, and then the network is no better than one colour either; but it does not show one.
-        flat = self._spread(fit) < 0.01 * variance or level < -10 * math.log10(max(variance, 1e-12)) - 3
+        flat = spread < 0.01 * variance or level < -10 * math.log10(max(variance, 1e-12)) - 3
         fair = end["step"] >= _FAIR or (len(curve) > 20 and float(curve[-10:].mean()) > 2 * float(curve[0]))
         if variance > 1e-6 and fair and flat and level < -10 * math.log10(variance) + 1:
             return "collapsed"
         return "out_of_budget" if isinstance(self.spec.stopping, TargetPSNR) else "done"
 
-    def _spread(self, fit: int) -> float:
-        """Variance of what the final weights show at about 65,536 samples, mean over channels."""
+    def _spreads(self) -> list[float]:
+        """Variance of what the final weights of each fit show at about 65,536 samples, mean over channels."""
         places = self.samples.places[:, :: -(-self.samples.count // 2**16)]
-        return float(self.predict(self.final, self.samples.at(places))[fit].double().var(dim=0, correction=0).mean())
+        shown = self.predict(self.final, self.samples.at(places)).double()
+        return [float(value) for value in shown.var(dim=1, correction=0).mean(dim=1)]
 
     def state(self) -> State:
         """Everything that `restore` needs, cloned."""
@@ -533,8 +540,9 @@ class _Loop:
         for name in ("weights", "good", "final", "average", "best"):
             if name in tensors:
                 getattr(self, name).copy_(tensors[name])
-        if self.filled > self.check:
-            raise ValueError("this checkpoint was written with another kernel; remove it, or set PIXFIT_KERNEL as then")
+        # Another kernel may have looked less often.
+        width = max(self.check, self.filled)
+        self.chunk = torch.full((self.fits, width), math.nan, device=self.device)
         self.chunk[:, : self.filled] = tensors["chunk"]
         self.losses = [tensors["losses"].clone()] if tensors["losses"].numel() else []
         self.stepper.restore(_below("optimiser/", tensors), scalars["optimiser"])

@@ -119,13 +119,17 @@ class Lowered:
         self._state, self._stack, self._samples, self._threads = state, stack, samples, threads
         places = {entry.name: entry.start for entry in stack.layout}
         self._fused = Fused(loaded, plan, places, stack.weights.shape[1], stack.buffers, backward=state.backward)
-        targets = spec.model.to_target(samples.pixels)
-        self._rows = Rows(samples.at(samples.places).contiguous(), targets.contiguous(), samples.weights)
+        if samples.batch_size is None:
+            points, targets, _ = samples.batch(0)
+        else:
+            points, targets = samples.at(samples.places), spec.model.to_target(samples.pixels)
+        self._rows = Rows(points.contiguous(), targets.contiguous(), samples.weights)
         self._gradient = torch.zeros_like(stack.weights.detach())
         self._loss, self._delta = type(spec.loss).__name__, spec.loss.delta if isinstance(spec.loss, Huber) else 1.0
         self._update = state.update()
-        work = 3.0 * plan.products * samples.per_step * stack.fits
-        self.at_once = max(1, min(_MOST, int(_CALL / work))) if self._update else 1
+        work = 3.0 * plan.products * samples.per_step
+        self.check = max(1, min(_MOST, int(_CALL / work)))  # of one fit alone: mates must not move the looks at losses
+        self.at_once = max(1, min(_MOST, int(_CALL / (work * stack.fits)))) if self._update else 1
 
     @property
     def updates(self) -> bool:
@@ -167,15 +171,17 @@ class Lowered:
         state.after(rates[:, :made], plateau)
         return losses[:, :made]
 
-    def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
-        """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2)."""
+    def predict(self, weights: Tensor, coordinates: Tensor, fit: int | None = None) -> Tensor:
+        """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2), or (1, n, C) of one fit."""
         points = coordinates.to(torch.float32).contiguous()
-        return torch.stack(
-            [
-                self._fused.forward(row.contiguous(), points[fit % len(points)], fit, threads=self._threads)
-                for fit, row in enumerate(weights.detach())
-            ]
-        )
+        fits = range(len(weights)) if fit is None else (fit,)
+        rows = [
+            self._fused.forward(
+                weights[one].detach().contiguous(), points[one % len(points)], one, threads=self._threads
+            )
+            for one in fits
+        ]
+        return torch.stack(rows)
 
 
 class Graphed:
@@ -221,7 +227,7 @@ class Graphed:
                 per_epoch=samples.per_epoch, backward=state.backward, compiled=compiled,
             )  # fmt: skip
         self.name = self._kernel.name
-        self.at_once = min(_MOST, card.steps_at_once(plan, samples.per_step, stack.fits))
+        self.check = self.at_once = min(_MOST, card.steps_at_once(plan, samples.per_step, stack.fits))
 
     def steps(self, step: int, rates: Tensor, interrupt: Callable[[], bool]) -> Tensor:
         """As of `Lowered`; the S ≤ 1,024 steps of a call are not interrupted."""

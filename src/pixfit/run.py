@@ -210,7 +210,10 @@ class _Runner:
                     raise
                 self._file(_failure(spec, error, self.device), results)
                 continue
-            where = None if saved is None else (saved[0].step, saved[0].scalars["filled"], str(saved[1]["steps"]))
+            where = None
+            if saved is not None:
+                state, watched = saved
+                where = (state.step, state.scalars["filled"], str(watched["steps"]), *sorted(state.tensors))
             members, states = parts.setdefault(where, ([], []))
             members.append((spec, job))
             if saved is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from concurrent.futures import ThreadPoolExecutor, wait
 from ctypes import Structure, c_double, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -143,6 +143,10 @@ class Fused:
         lift, fixed = plan.lift, fixed or {}
         names = [name for name in (lift.frequencies, lift.centres) if name is not None]
         tables = [fixed[name] for name in names]
+        for name, table in zip(names, tables, strict=True):
+            wanted = (plan.in_features, lift.features // 2)
+            if tuple(table.shape[1:]) != wanted:
+                raise ValueError(f"{name} is {tuple(table.shape)}; the plan needs (fits, {wanted[0]}, {wanted[1]})")
         rows = [table.reshape(table.shape[0], -1).float() for table in tables]
         self.fixed = torch.cat(rows, dim=1).contiguous() if rows else None
         offsets, at = {}, 0
@@ -218,7 +222,7 @@ class Fused:
             count: updates made before.
             steps_per_epoch, epoch_step: for the plateau.
             threads: how many to use at most; numbers do not depend on it.
-            interrupt: asked ten times a second in long calls; True ends the call after the last whole step.
+            interrupt: asked ten times a second in long calls of one fit; True ends the call after the last whole step.
 
         Returns:
             (F, S) float32 losses, those of steps that were not made are NaN, and how many steps were made.
@@ -291,23 +295,21 @@ class Fused:
                 c_void_p(done.data_ptr()),
             )  # fmt: skip
 
-        work = 3.0 * self.plan.products * batch * steps * fits
-        _interruptible(run, interrupt, short=work < _SHORT)
+        # A stack is not interrupted: some of its fits would be some steps ahead of others.
+        work = 3.0 * self.plan.products * batch * steps
+        _interruptible(run, interrupt, short=fits > 1 or work < _SHORT)
         return losses.float(), int(done.min())
 
-    def forward(
-        self,
-        weights: Tensor,
-        coordinates: Tensor,
-        fit: int = 0,
-        *,
-        threads: int = 1,
-        interrupt: Callable[[], bool] = lambda: False,
-    ) -> Tensor:
-        """Outputs (n, C) at coordinates (n, D) of one fit's weights (P); arguments and errors as of `steps`."""
+    def forward(self, weights: Tensor, coordinates: Tensor, fit: int = 0, *, threads: int = 1) -> Tensor:
+        """Outputs (n, C) at coordinates (n, D) of one fit's weights (P); arguments and errors as of `steps`.
+
+        ``fit`` says whose fixed tensors to use.
+        """
         count = coordinates.shape[0]
         _check("weights", weights, (self.parameters,))
         _check("coordinates", coordinates, (count, self.plan.in_features))
+        if self.fixed is not None and not 0 <= fit < self.fixed.shape[0]:
+            raise ValueError(f"fit is {fit}; there are fixed tensors of {self.fixed.shape[0]} fits")
         outputs = torch.empty(count, self.plan.out_features)
         if count == 0:
             return outputs
@@ -315,18 +317,16 @@ class Fused:
         one = _Fit(
             coordinates=coordinates.data_ptr(), fixed=_at(self.fixed, fit), parameters=weights.data_ptr(), rows=count
         )
-
-        def run(stop: Any) -> int:
-            return self._call(
-                "pixfit_forward", ctypes.byref(self._plan), ctypes.byref(one), c_int64(count),
-                c_void_p(outputs.data_ptr()), c_int64(threads), *scratch, stop,
-            )  # fmt: skip
-
-        _interruptible(run, interrupt, short=float(self.plan.products) * count < _SHORT)
+        self._call(
+            "pixfit_forward", ctypes.byref(self._plan), ctypes.byref(one), c_int64(count),
+            c_void_p(outputs.data_ptr()), c_int64(threads), *scratch, None,
+        )  # fmt: skip
         return outputs
 
     def _memory(self, fits: int, samples: int, threads: int) -> tuple[c_void_p, c_int64]:
         """Scratch memory, kept from call to call."""
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; it must be 1 or more")
         if (fits, samples, threads) not in self._sizes:
             plan = ctypes.byref(self._plan)
             needed = self.library.handle.pixfit_scratch(plan, c_int64(fits), c_int64(samples), c_int64(threads))
@@ -367,13 +367,10 @@ def _interruptible(run: Callable[[Any], int], interrupt: Callable[[], bool], *, 
         return
     with ThreadPoolExecutor(1, thread_name_prefix="pixfit") as pool:
         future = pool.submit(run, ctypes.byref(stop))
-        while True:
-            try:
-                future.result(timeout=_ASK)
-                return
-            except TimeoutError:
+        try:
+            while not wait([future], timeout=_ASK).done:
                 if interrupt():
                     stop.value = 1
-            except BaseException:  # Ctrl-C where nobody caught it: the tensors must outlive the call
-                stop.value = 1
-                raise
+        finally:
+            stop.value = 1  # whatever went wrong here, the call ends before its tensors do
+        future.result()

@@ -68,7 +68,7 @@ typedef struct {
   float *first, *second;     // (P): moments of Adam; z and second moment of schedule-free
   float *average;            // (P) or null: moving average of the parameters
   const float *mask;         // (P) of 0 and 1, or null
-  const double *rates;       // (steps, 2): Adam: learning rate, weight decay rate; schedule-free: learning rate, c
+  const double *rates;       // (steps, 2): learning rate; of schedule-free also the averaging weight c
   double *plateau;           // (5) best, bad, factor, total, count; or null
   double *losses;            // (steps)
   double base_rate;          // learning rate that the plateau's factor works on
@@ -101,7 +101,8 @@ const char *pixfit_compiler(void);
 int64_t pixfit_scratch(const PixfitPlan *plan, int64_t fit_count, int64_t samples, int64_t threads);
 
 // `steps` steps of `fit_count` fits, each on `samples` rows (of the index, or of the tables). `stop` is looked at
-// between tiles: once it is not 0 the call returns PIXFIT_STOPPED with the weights of the last whole step.
+// between tiles: once it is not 0 the call returns PIXFIT_STOPPED, each fit with the weights of its last whole step. So
+// give it to calls of one fit alone; several would end at different steps.
 // `done` (F): steps made.
 int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *update, int64_t loss, double loss_delta,
                      PixfitFit *fits, int64_t fit_count, int64_t samples, int64_t steps, int64_t threads,

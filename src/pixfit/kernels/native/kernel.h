@@ -34,6 +34,10 @@ bool sound(const PixfitPlan *plan) {
     }
     if (plan->in_features != 2 || features != plan->lift_features) return false;
   }
+  if (plan->lift == PIXFIT_GRID && plan->row_axis != 0 && plan->row_axis != 1) return false;
+  if ((plan->lift == PIXFIT_FOURIER || plan->lift == PIXFIT_GABOR) && (plan->frequencies < 0 || plan->lift_features % 2))
+    return false;
+  if (plan->lift == PIXFIT_GABOR && plan->centres < 0) return false;
   if (plan->lift == PIXFIT_RAW && plan->lift_features != plan->in_features) return false;
   return inputs == plan->out_features;
 }
@@ -80,10 +84,10 @@ PIXFIT_PUBLIC int64_t pixfit_scratch(const PixfitPlan *plan, int64_t fit_count, 
   if (!sound(plan) || fit_count < 1 || samples < 1 || threads < 1) return -1;
   try {
     const Network net(*plan, samples, true), shown(*plan, samples, false);
-    const Crew crew(*plan, samples, fit_count, threads);
+    const Division crew(*plan, samples, fit_count, threads);
     const int64_t steps = crew.teams * Memory::bytes(net, samples, crew.parts, crew.size);
     const int64_t forward = taken(shown.packed) + threads * taken(shown.workspace + shown.tile * plan->in_features);
-    return std::max(steps, forward) + (4 << 20);  // and what is lost to whole pages
+    return std::max(steps, forward) + (4 << 20);  // so that huge pages fit between the ends
   } catch (...) {
     return -1;
   }
@@ -96,8 +100,8 @@ PIXFIT_PUBLIC int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *u
     return PIXFIT_BAD_ARGUMENT;
   try {
     const Network net(*plan, samples, true);
-    const Call call{*plan, *update, loss, static_cast<float>(loss_delta), samples, steps, stop};
-    const Crew crew(*plan, samples, fit_count, threads);
+    const Call call{*update, loss, static_cast<float>(loss_delta), samples, steps, stop};
+    const Division crew(*plan, samples, fit_count, threads);
     Arena arena(scratch, scratch_bytes);
     std::vector<std::unique_ptr<Memory>> memories;
     for (int64_t i = 0; i < crew.teams; i++) {
@@ -105,26 +109,19 @@ PIXFIT_PUBLIC int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *u
       if (!memories.back()->whole) return PIXFIT_BAD_ARGUMENT;
     }
     std::atomic<int64_t> next{0};
-    Team team(crew.size);
-    auto work = [&](int64_t thread) {
+    Team team;
+    side_by_side(crew.together ? crew.size : crew.teams, [&](int64_t thread, int64_t all) {
       if (crew.together) {
         for (int64_t f = 0; f < fit_count; f++) {
-          const int64_t made = train(net, call, fits[f], *memories[0], crew.parts, team, thread);
+          const int64_t made = train(net, call, fits[f], *memories[0], crew.parts, team, thread, all);
           if (thread == 0) done[f] = made;
         }
         return;
       }
-      Team alone(1);
-      for (int64_t f = next++; f < fit_count; f = next++) {
-        memories[thread]->aborted = false;
-        done[f] = train(net, call, fits[f], *memories[thread], crew.parts, alone, 0);
-      }
-    };
-    std::vector<std::thread> others;
-    const int64_t all = crew.together ? crew.size : crew.teams;
-    for (int64_t t = 1; t < all; t++) others.emplace_back(work, t);
-    work(0);
-    for (auto &other : others) other.join();
+      Team alone;
+      for (int64_t f = next++; f < fit_count; f = next++)
+        done[f] = train(net, call, fits[f], *memories[thread], crew.parts, alone, 0, 1);
+    });
     return stop && *stop ? PIXFIT_STOPPED : PIXFIT_OK;
   } catch (...) {
     return PIXFIT_NO_MEMORY;
@@ -151,7 +148,7 @@ PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fi
       memset(works.back(), 0, sizeof(float) * net.workspace);
     }
     std::atomic<int64_t> next{0};
-    auto run = [&](int64_t thread) {
+    side_by_side(all, [&](int64_t thread, int64_t) {
       float *work = works[thread], *places = work + net.workspace;
       for (int64_t k = next++; k < tiles && !(stop && *stop); k = next++) {
         const int64_t first = k * net.points, n = std::min(net.points, samples - first), padded = round_up(n, 2 * MR);
@@ -163,11 +160,7 @@ PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fi
             outputs[(first + t) * channels + c] = plan->output == PIXFIT_SIGMOID ? 1.0f / (1.0f + expf(-y)) : y;
           }
       }
-    };
-    std::vector<std::thread> others;
-    for (int64_t t = 1; t < all; t++) others.emplace_back(run, t);
-    run(0);
-    for (auto &other : others) other.join();
+    });
     return stop && *stop ? PIXFIT_STOPPED : PIXFIT_OK;
   } catch (...) {
     return PIXFIT_NO_MEMORY;

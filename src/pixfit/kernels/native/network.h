@@ -27,7 +27,7 @@ struct Network {
   std::vector<Place> places;
   int64_t packed = 0, gradient = 0, workspace = 0;  // sizes in floats
   int64_t points = 0, tile = 0;  // of a tile: how many, and the rows of a panel, which are some more
-  int64_t lift = 0, scratch = 0, other = 0, rows = 0, pairs_dy = 0, pairs_dt = 0, pairs_xt = 0;
+  int64_t lift = 0, dx = 0, features = 0, pairs_dy = 0, pairs_dt = 0, pairs_xt = 0;
   int64_t widest = 0;
   bool grid;
 
@@ -74,8 +74,8 @@ struct Network {
       if (l.skip) p.kept = floats(workspace, panels(l.outputs));
       places.push_back(p);
     }
-    scratch = floats(workspace, panels(widest));
-    rows = floats(workspace, round_up(plan.lift_features, NR) * (grid ? tile : 1) + NR);
+    dx = floats(workspace, panels(widest));
+    features = floats(workspace, round_up(plan.lift_features, NR) * (grid ? tile : 1) + NR);
     if (plan.backward == PIXFIT_BFLOAT16) {
       pairs_dy = floats(workspace, panels(widest));
       pairs_dt = floats(workspace, panels(widest));
@@ -84,7 +84,8 @@ struct Network {
   }
 };
 
-inline int vectors(int64_t features, int64_t panel) { return features - panel * NR <= W ? 1 : 2; }
+// Where feature j of point t is in panels of `tile` points.
+PIXFIT_INLINE int64_t spot(int64_t j, int64_t t, int64_t tile) { return (j / NR) * tile * NR + t * NR + j % NR; }
 
 // ------------------------------------------------------------------------------------------------------------- packing
 
@@ -188,9 +189,9 @@ inline void lift_point(const PixfitPlan &plan, const float *fixed, const float *
   const bool gabor = plan.lift == PIXFIT_GABOR;
   const float *centres = gabor ? fixed + plan.centres : nullptr;
   const float narrow = gabor ? static_cast<float>(-0.5 / (plan.sigma * plan.sigma)) : 0.0f;
-  // Cosines first: a whole vector of them may run over into the sines, which come after and overwrite.
+  // The last chunk first, and cosines first: a vector of them may run over into sines that are not there yet.
   float sines[4096 + W];
-  for (int64_t begin = 0; begin < m; begin += 4096) {
+  for (int64_t begin = (m - 1) / 4096 * 4096; begin >= 0; begin -= 4096) {
     const int64_t end = m - begin < 4096 ? m - begin : 4096;
     for (int64_t j = 0; j < end; j += W) {
       const int lanes = static_cast<int>(end - j < W ? end - j : W);
@@ -252,7 +253,7 @@ inline float activate(int64_t kind, float omega, float *u, float *y, int64_t fea
   switch (kind) {
     case PIXFIT_SINE:
       each<Slopes>(u, y, features, n, [&](vf x, vf &f, vf &d) {
-        most = maximum(most, absolute(x));
+        most = maximum(absolute(x), most);
         sincos(x, f, d);
       });
       break;
@@ -261,7 +262,7 @@ inline float activate(int64_t kind, float omega, float *u, float *y, int64_t fea
       const vf slope = splat(kind == PIXFIT_FINER ? 1.0f : 2.0f);
       each<Slopes>(u, y, features, n, [&](vf z, vf &f, vf &d) {
         vf a = absolute(z), x = w * (a + 1.0f) * z, c;
-        most = maximum(most, absolute(x));
+        most = maximum(absolute(x), most);
         sincos(x, f, c);
         d = c * w * (a * slope + 1.0f);
       });
@@ -308,19 +309,16 @@ inline float activate(int64_t kind, float omega, float *u, float *y, int64_t fea
 inline void activate_far(int64_t kind, float omega, float *u, float *y, int64_t features, int64_t tile, int64_t n) {
   for (int64_t j = 0; j < features; j++)
     for (int64_t t = 0; t < n; t++) {
-      const int64_t at = (j / NR) * tile * NR + t * NR + j % NR;
+      const int64_t at = spot(j, t, tile);
       const float z = u[at], a = fabsf(z);
       const float x = kind == PIXFIT_SINE ? z : omega * (a + 1.0f) * z;
-      y[at] = static_cast<float>(sin(static_cast<double>(x)));
       const float c = static_cast<float>(cos(static_cast<double>(x)));
       u[at] = kind == PIXFIT_SINE ? c : c * omega * (kind == PIXFIT_FINER ? a + 1.0f : 2.0f * a + 1.0f);
+      y[at] = static_cast<float>(sin(static_cast<double>(x)));  // last: y may be u, whose slopes nobody asks for
     }
 }
 
 // --------------------------------------------------------------------------------------------------------------- norms
-
-// Where feature j of point t is in panels of `tile` points.
-PIXFIT_INLINE int64_t spot(int64_t j, int64_t t, int64_t tile) { return (j / NR) * tile * NR + t * NR + j % NR; }
 
 // Numbers [j, j + W) of `features` in a row of parameters; `other` past the end, or where there is no such row.
 PIXFIT_INLINE vf parameters_at(const float *parameters, int64_t offset, int64_t j, int64_t features, float other) {
@@ -480,7 +478,7 @@ inline void pair_points(const float *x, int64_t features, int64_t tile, int64_t 
 
 // The same, and as pairs of features [panel][T][NR / 2], where missing last features are 0; and adds up all points.
 inline void pair_both(const float *x, int64_t features, int64_t tile, int64_t n, uint32_t *points, uint32_t *pairs,
-                      float *sums) {
+                      float *total) {
   for (int64_t p = 0; p * NR < features; p++) {
     const float *from = x + p * tile * NR;
     uint32_t *to = points + p * (tile / 2) * NR, *across = pairs + p * tile * W;
@@ -499,18 +497,18 @@ inline void pair_both(const float *x, int64_t features, int64_t tile, int64_t n,
       _mm512_storeu_si512(across, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
       _mm512_storeu_si512(across + W, (__m512i)_mm512_cvtne2ps_pbh((__m512)d, (__m512)c));
     }
-    store(sums + p * NR, load(sums + p * NR) + sum_low);
-    store(sums + p * NR + W, load(sums + p * NR + W) + sum_high);
+    store(total + p * NR, load(total + p * NR) + sum_low);
+    store(total + p * NR + W, load(total + p * NR + W) + sum_high);
   }
 }
 #endif
 
 // Adds the gradient of n points (a multiple of MR), whose loss gradient dU of the output is in the last layer's panel,
-// to a part's sums, or (fresh) begins them: only the sums of dU and the norms have to be 0 before. With a grid the gradient at the lifted features is left in `work + net.scratch`.
+// to a part's sums, or (fresh) begins them: only the sums of dU and the norms have to be 0 before. With a grid the gradient at the lifted features is left in `work + net.dx`.
 inline void backward(const Network &net, const float *parameters, const float *packed, float *work, float *gradient,
                      int64_t n, bool fresh) {
   const int64_t tile = net.tile;
-  float *s = work + net.scratch;
+  float *s = work + net.dx;
   for (int64_t i = net.count() - 1; i >= 0; i--) {
     const PixfitLayer &l = net.layer(i);
     const Place &p = net.places[i];

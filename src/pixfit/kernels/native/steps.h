@@ -9,10 +9,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <memory>
-#include <new>
+#include <system_error>
 #include <thread>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -54,12 +54,10 @@ inline int64_t taken(int64_t floats) { return round_up(std::max<int64_t>(floats,
 // Threads that meet between the phases of a step.
 class Team {
  public:
-  explicit Team(int64_t size) : size_(size) {}
-  int64_t size() const { return size_; }
-  void meet() {
-    if (size_ == 1) return;
+  void meet(int64_t size) {
+    if (size == 1) return;
     const uint64_t round = round_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
       arrived_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
       return;
@@ -69,7 +67,6 @@ class Team {
   }
 
  private:
-  const int64_t size_;
   std::atomic<int64_t> arrived_{0};
   std::atomic<uint64_t> round_{0};
 };
@@ -90,7 +87,6 @@ inline int64_t parts_of(int64_t samples, const PixfitPlan &plan) {
 }
 
 struct Call {
-  const PixfitPlan &plan;
   const PixfitUpdate &update;
   int64_t loss;
   float delta;
@@ -112,15 +108,15 @@ struct Memory {
     }
     if (!net.grid) return;
     slopes = arena.take(samples * net.plan.lift_features);
-    places = arena.take(samples * net.plan.in_features);
-    whole = whole && slopes && places;
+    points = arena.take(samples * net.plan.in_features);
+    whole = whole && slopes && points;
   }
   static int64_t bytes(const Network &net, int64_t samples, int64_t parts, int64_t threads) {
     int64_t total = taken(net.packed) + taken(net.gradient * parts) + threads * taken(net.workspace);
     if (net.grid) total += taken(samples * net.plan.lift_features) + taken(samples * net.plan.in_features);
     return total;
   }
-  float *packed, *sums, *slopes = nullptr, *places = nullptr;
+  float *packed, *sums, *slopes = nullptr, *points = nullptr;
   std::vector<float *> work;
   std::vector<double> losses, sizes;
   double factor = 1.0;
@@ -129,15 +125,36 @@ struct Memory {
 };
 
 // How a call's fits are shared out: threads inside a fit, or a fit a thread.
-struct Crew {
-  Crew(const PixfitPlan &plan, int64_t samples, int64_t fits, int64_t threads) : parts(parts_of(samples, plan)) {
-    together = fits < threads && parts > 1;
-    size = together ? std::min(threads, parts) : 1;
+struct Division {
+  Division(const PixfitPlan &plan, int64_t samples, int64_t fits, int64_t threads) : parts(parts_of(samples, plan)) {
+    const int64_t inside = std::min(threads, parts);
+    together = fits < inside;
+    size = together ? inside : 1;
     teams = together ? 1 : std::min(threads, fits);
   }
   int64_t parts, size, teams;
   bool together;
 };
+
+// Runs work(thread, threads) on as many threads as the system gives, up to `most`, this one among them.
+template <typename Work>
+inline void side_by_side(int64_t most, Work work) {
+  std::atomic<int64_t> size{0};
+  std::vector<std::thread> others;
+  others.reserve(static_cast<size_t>(most));
+  auto begin = [&](int64_t thread) {
+    int64_t threads;
+    while (!(threads = size.load(std::memory_order_acquire))) std::this_thread::yield();
+    work(thread, threads);
+  };
+  try {
+    for (int64_t thread = 1; thread < most; thread++) others.emplace_back(begin, thread);
+  } catch (const std::system_error &) {  // then fewer do it: numbers do not depend on how many
+  }
+  size.store(static_cast<int64_t>(others.size()) + 1, std::memory_order_release);
+  work(0, static_cast<int64_t>(others.size()) + 1);
+  for (auto &other : others) other.join();
+}
 
 // Lifted features of n points, and zeros up to `padded`. `row(t)`: which row of the tables point t is.
 template <typename Row>
@@ -145,7 +162,7 @@ inline void lift(const Network &net, const PixfitFit &fit, Row row, int64_t n, i
                  float *places) {
   const PixfitPlan &plan = net.plan;
   const int64_t d = plan.in_features, f = plan.lift_features, tile = net.tile;
-  float *x = work + net.lift, *features = work + net.rows;
+  float *x = work + net.lift, *features = work + net.features;
   if (plan.lift == PIXFIT_RAW && d <= NR) {
     for (int64_t t = 0; t < n; t++) {
       const float *from = fit.coordinates + row(t) * d;
@@ -247,7 +264,7 @@ inline void part(const Network &net, const PixfitFit &fit, const Call &call, Mem
     const int64_t first = begin + from, n = to - from, padded = round_up(n, 2 * MR);
     const int64_t *rows = fit.index ? fit.index + step * call.samples + first : nullptr;
     auto row = [&](int64_t t) { return rows ? rows[t] : first + t; };
-    lift(net, fit, row, n, padded, work, net.grid ? memory.places + first * net.plan.in_features : nullptr);
+    lift(net, fit, row, n, padded, work, net.grid ? memory.points + first * net.plan.in_features : nullptr);
     float *u = forward<true>(net, fit.parameters, memory.packed, work, padded);
     loss += loss_of(net, fit, call, row, n, padded, u, size);
     backward(net, fit.parameters, memory.packed, work, gradient, padded, k == 0);
@@ -255,7 +272,7 @@ inline void part(const Network &net, const PixfitFit &fit, const Call &call, Mem
     const int64_t f = net.plan.lift_features;
     for (int64_t t = 0; t < n; t++)
       for (int64_t j = 0; j < f; j++)
-        memory.slopes[(first + t) * f + j] = work[net.scratch + (j / NR) * net.tile * NR + t * NR + j % NR];
+        memory.slopes[(first + t) * f + j] = work[net.dx + (j / NR) * net.tile * NR + t * NR + j % NR];
   }
   memory.losses[index] = loss;
   memory.sizes[index] = size;
@@ -354,6 +371,8 @@ inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double
   }
 }
 
+constexpr int PLATEAU_FACTOR = 2;  // of PixfitFit.plateau
+
 // pixfit.schedules.PlateauState.update for one fit.
 inline void watch_plateau(const PixfitUpdate &u, double base, double *state, double loss, bool end_of_epoch) {
   double &best = state[0], &bad = state[1], &factor = state[2], &total = state[3], &count = state[4];
@@ -372,18 +391,17 @@ inline void watch_plateau(const PixfitUpdate &u, double base, double *state, dou
 
 // What one thread of a team does for one fit; returns the steps made.
 inline int64_t train(const Network &net, const Call &call, PixfitFit &fit, Memory &memory, int64_t parts, Team &team,
-                     int64_t thread) {
-  const int64_t threads = team.size();
+                     int64_t thread, int64_t threads) {
   const PixfitPlan &plan = net.plan;
   const auto [low, high] = share(plan.parameters, thread, threads, W);
   const auto [first, last] = share(parts, thread, threads);
   for (int64_t step = 0; step < call.steps; step++) {
     for (int64_t i = thread; i < net.count(); i += threads) pack(net, i, fit.parameters, memory.packed);
-    if (thread == 0) memory.factor = fit.plateau ? fit.plateau[2] : 1.0;
-    team.meet();
+    if (thread == 0) memory.factor = fit.plateau ? fit.plateau[PLATEAU_FACTOR] : 1.0;
+    team.meet(threads);
     for (int64_t k = first; k < last; k++) part(net, fit, call, memory, step, k, parts, memory.work[thread]);
     if (call.stopped()) memory.aborted = true;  // benign: all write the same, and all read it after they met
-    team.meet();
+    team.meet(threads);
     if (memory.aborted) return step;
     double loss = 0.0, size = 0.0;
     for (int64_t k = 0; k < parts; k++) loss += memory.losses[k], size += memory.sizes[k];
@@ -398,13 +416,13 @@ inline int64_t train(const Network &net, const Call &call, PixfitFit &fit, Memor
       }
       const auto [begin, end] = share(call.samples * plan.lift_features, thread, threads);
       for (int64_t k = begin; k < end; k++) memory.slopes[k] *= scale;
-      team.meet();
-      pixfit::grid_backward_part(plan, memory.places, call.samples, memory.slopes, plan.lift_features,
+      team.meet(threads);
+      pixfit::grid_backward_part(plan, memory.points, call.samples, memory.slopes, plan.lift_features,
                                  fit.gradient, thread, threads);
     }
     float clip = 1.0f;
     if (call.update.optimiser != PIXFIT_GRADIENT_ONLY) {
-      team.meet();  // rows of the gradient are shared out by layers, updates by numbers
+      team.meet(threads);  // rows of the gradient are shared out by layers, updates by numbers
       if (call.update.clip_norm > 0.0) {
         double squares = 0.0;  // each thread by itself, so that the sum's order is one
         for (int64_t i = 0; i < plan.parameters; i++) {
@@ -421,7 +439,7 @@ inline int64_t train(const Network &net, const Call &call, PixfitFit &fit, Memor
         watch_plateau(call.update, fit.base_rate, fit.plateau, static_cast<float>(loss / size),
                       (call.update.epoch_step + step + 1) % call.update.steps_per_epoch == 0);
     }
-    team.meet();
+    team.meet(threads);
   }
   return call.steps;
 }
