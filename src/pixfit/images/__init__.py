@@ -1,7 +1,8 @@
-"""Read and write picture files, folders and masks; bundled pictures; the published, downloadable sets."""
+"""Read and write picture files, folders, masks, labelled sets; bundled pictures; the published, downloadable sets."""
 
 from pixfit.images.bundled import BUNDLED
 from pixfit.images.image import Image, ImageError
+from pixfit.images.labelled import LabelledSet, load_labelled
 from pixfit.images.read import MAX_PIXELS, load, load_folder, load_mask
 from pixfit.images.sets import SETS, DataSet, FoundSet, SetFile, data_folder, find_set, load_set
 from pixfit.images.write import BandWriter, check_writable, save
@@ -15,12 +16,14 @@ __all__ = [
     "FoundSet",
     "Image",
     "ImageError",
+    "LabelledSet",
     "SetFile",
     "check_writable",
     "data_folder",
     "find_set",
     "load",
     "load_folder",
+    "load_labelled",
     "load_mask",
     "load_set",
     "save",

@@ -125,10 +125,10 @@ def load_set(
     """The pictures of a set, in its own order, named by their stems; for sets of picture files only.
 
     Raises:
-        ImageError: as :func:`find_set`; or the set is an archive of arrays (CIFAR).
+        ImageError: as :func:`find_set`; or the set is an archive of arrays (CIFAR), which ``load_labelled`` reads.
     """
     if _set_named(name).inner:
-        raise ImageError(f"the set {name} is an archive of arrays, not of picture files")
+        raise ImageError(f"the set {name} is an archive of arrays, not of picture files; read it with load_labelled")
     found = find_set(name, folder, download=download, progress=progress)
     images = []
     for file, path in zip(found.data.files, found.files, strict=True):
