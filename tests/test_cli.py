@@ -147,6 +147,20 @@ def test_export(elsewhere: Path) -> None:
     assert ".onnx" in one_line(pixfit("export", "photo.safetensors", "-o", "model.tflite", code=2))
 
 
+def test_a_folder_is_fitted_several_at_a_time_and_names_its_pictures(elsewhere: Path) -> None:
+    from pixfit import images
+
+    (elsewhere / "many").mkdir()
+    for seed in range(6):
+        images.save(picture(3, 12, 12, seed).data, elsewhere / "many" / f"p{seed}.png")
+    done = pixfit(
+        "fit", "many", "-o", "nets", "--recipe", "siren-2020", "-s", "model.hidden_features=8", "--steps", "9"
+    )
+    assert [f"p{seed}" in done.stdout for seed in range(6)] == [True] * 6
+    assert len(list((elsewhere / "nets").glob("*.safetensors"))) == 6
+    assert len(as_json("ls")) == 6
+
+
 def test_doctor_and_data(elsewhere: Path) -> None:
     found = as_json("doctor")
     assert "GFLOP" in found["matrix products"]

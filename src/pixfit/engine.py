@@ -33,6 +33,7 @@ _CHECK = 32  # steps between two looks at the losses; on a GPU each look waits f
 _SMALL = 2**27  # multiply-adds of a step that one thread makes in some milliseconds
 _PACE = 0.02  # seconds of a call where the budget is in seconds
 _LOOKS = 40  # points of the curve where nobody asked for a number
+_SHARE = 5  # times as long as a look is trained before the next, where a budget is in seconds
 _TICK = 0.1  # seconds between two signs of life
 _FAIR = 500  # steps after which a network that shows one colour has collapsed
 
@@ -207,6 +208,7 @@ class _Loop:
         self.kept: dict[int, Tensor] = {}
         self.ended: list[dict[str, Any] | None] = [None] * self.fits
         self.looked = self.ticked = -math.inf
+        self.look_seconds = 0.0
         self.pace = math.inf  # seconds of a step
         self.block: Tensor | None = None  # learning rates of the steps from block_step on
         self.block_step = 0
@@ -448,15 +450,17 @@ class _Loop:
 
     def _show(self, *, last: bool) -> None:
         now = self.clock.seconds()
-        if self.every is None:
-            due = now - self.looked >= (self.spec.budget.seconds or 0.0) / _LOOKS
+        if self.every is None:  # a look at a large picture may take longer than what lies between two
+            due = now - self.looked >= max((self.spec.budget.seconds or 0.0) / _LOOKS, _SHARE * self.look_seconds)
         else:
             due = self.step % self.every == 0
         if due or last:
             self.looked = now
             weights = self.final if last else self.estimate()
             self.clock.pause()
+            began = time.perf_counter()
             self.watch.look(Moment(self.step, now, lambda index: self.predict(weights, self.samples.at(index)[None])))
+            self.look_seconds = time.perf_counter() - began
             self.clock.start()
         if last or now - self.ticked >= _TICK:
             self.ticked = now

@@ -208,7 +208,7 @@ def _compiled(kernel: str) -> dict[str, Any]:
     there is no compiled library to measure them.
     """
     loaded = library.load()
-    meter = loaded or next(map(library.load, library.isas()), None)
+    meter = next(map(library.load, library.isas()), None)  # the best, whatever is chosen: it knows the limits
     with kernels.Crew(1):
         gflops, sincos = _speed(kernel if kernel == "torch-onednn" else "torch"), _sincos_time()
     cost = f"torch reaches {gflops:.0f} GFLOP/s in products and needs {sincos:.2f} ns for a sine with cosine"

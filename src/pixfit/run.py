@@ -30,7 +30,7 @@ from pixfit.result import Result, Status
 from pixfit.spec import Record, Spec
 from pixfit.store import Store, StoreError
 
-__all__ = ["Progress", "choose_device", "fit"]
+__all__ = ["Progress", "choose_device", "fit", "side_by_side"]
 
 _SLOW_TO_SCORE = 2**20  # pixels above which rendering and scoring take long enough to be killed in
 _SAVE_EVERY = 60.0  # seconds between two checkpoints: what a killed program loses at most
@@ -139,6 +139,13 @@ def fit(
         if interrupted() and all(result.status is not Status.CANCELLED for result in results.values()):
             raise KeyboardInterrupt  # it came while the last fit was scored: all is filed, but the caller must know
     return results[specs.id] if isinstance(specs, Spec) else [results[spec.id] for spec in wanted]
+
+
+def side_by_side(spec: Spec, device: torch.device) -> int:
+    """How many specs of this kind `fit` makes at once: more than one where a compiled kernel gives each a thread."""
+    if device.type == "cpu" and not engine.one_thread_each(Job(spec, spec.problem.view, {})):
+        return 1
+    return engine.stack_limit(Job(spec, spec.problem.view, {}), device)
 
 
 _Group = list[tuple[Spec, Job]]

@@ -65,7 +65,7 @@ def demo(
     if steps is not None:
         spec = dataclasses.replace(spec, budget=Steps(steps))
     say(quiet, f"fitting {image.name} ({image.width}×{image.height}) with the recipe 'fast'")
-    result = _fit_one(spec, store, device, quiet, name=image.name, recipe="fast", again=False)
+    (result,) = _fit_some([spec], store, device, quiet, names=[image.name], recipe="fast", again=False)
     with bar(quiet, "rendering") as show:
         page = report.write_fit(
             result, output, title=f"pixfit: {image.name} as a network", zoom=4, progress=lambda f: show(f, "")
@@ -115,7 +115,7 @@ def fit(
     """
     import dataclasses
 
-    from pixfit import modelfile, recipes, starts
+    from pixfit import modelfile, recipes, run, starts
     from pixfit.problem import Problem
     from pixfit.stopping import Budget
 
@@ -146,21 +146,31 @@ def fit(
         emit(plans if folder else plans[0])
         return
     targets = _targets(output, pictures, folder)
-    reports = []
-    for image, spec, target in zip(pictures, specs, targets, strict=True):
-        say(quiet, *(f"{image.name}: {note}" for note in image.notes))
+    reports: list[dict[str, Any]] = []
+    _say_kernel(quiet)
+    together = run.side_by_side(specs[0], run.choose_device(device)) if folder and specs else 1
+    for first in range(0, len(specs), together):
+        part = slice(first, first + together)
+        for image in pictures[part]:
+            say(quiet, *(f"{image.name}: {note}" for note in image.notes))
+        names = [image.name for image in pictures[part]]
+        label = f"{first + len(names)} of {len(specs)}" if folder else names[0]
         try:
-            result = _fit_one(spec, store, device, quiet, name=image.name, recipe=recipe, again=again)
+            results = _fit_some(specs[part], store, device, quiet, names=names, recipe=recipe, again=again, label=label)
         except ValueError as error:
             if not folder:
                 raise
-            broken.append(_broken(image.name, str(error)))
+            broken.extend(_broken(name, str(error)) for name in names)
             continue
-        sound = result.status.value not in ("diverged", "collapsed", "failed", "cancelled")
-        if target is not None and sound:
-            modelfile.save(result, target)
-        reports.append({"name": image.name, **_report(result, recipe, target if sound else None)})
-        if result.status.value == "cancelled":
+        for name, result, target in zip(names, results, targets[part], strict=True):
+            if result.status.value == "failed":
+                broken.append(_broken(name, result.reason))
+                continue
+            sound = result.status.value not in ("diverged", "collapsed", "cancelled")
+            if target is not None and sound:
+                modelfile.save(result, target)
+            reports.append({"name": name, **_report(result, recipe, target if sound else None)})
+        if any(result.status.value == "cancelled" for result in results):
             break
     _finish([*reports, *broken], as_json=as_json, single=not folder, quiet=quiet)
 
@@ -208,29 +218,47 @@ def _targets(output: Path | None, pictures: list[Image], folder: bool) -> list[P
     return [output]
 
 
-def _fit_one(spec: Spec, store: Path, device: str, quiet: bool, *, name: str, recipe: str, again: bool) -> Result:
+def _fit_some(
+    specs: list[Spec],
+    store: Path,
+    device: str,
+    quiet: bool,
+    *,
+    names: list[str],
+    recipe: str,
+    again: bool,
+    label: str | None = None,
+) -> list[Result]:
+    """Fits one spec, whose failure is an error, or several at once, where a failure is a result."""
     from pixfit import run
     from pixfit.store import Store
 
     chosen = run.choose_device(device)
-    found = None if again else Store(store).get(spec)
-    if found is not None and found.status.finished:
-        say(quiet, f"{name}: taken from {store}, where it was fitted before; --again fits it anew")
-    with bar(quiet, name or "fit") as show:
+    for spec, name in zip(specs, names, strict=True):
+        found = None if again else Store(store).get(spec)
+        if found is not None and found.status.finished:
+            say(quiet, f"{name}: taken from {store}, where it was fitted before; --again fits it anew")
+    with bar(quiet, label or names[0] or "fit") as show:
 
         def on_progress(at: Progress) -> None:
             psnr = "" if at.psnr is None else f", {at.psnr:.1f} dB"
             show(at.fraction, f"step {at.step}{psnr}" if at.stage == "fitting" else "scoring")
 
-        return run.fit(
-            spec,
-            Store(store),
-            device=chosen,
-            on_progress=on_progress,
-            names={spec.id: name},
-            recipe=recipe,
-            again=again,
+        options: dict[str, Any] = {
+            "device": chosen, "on_progress": on_progress, "recipe": recipe, "again": again,
+            "names": {spec.id: name for spec, name in zip(specs, names, strict=True)},
+        }  # fmt: skip
+        return (
+            run.fit(specs, Store(store), **options) if len(specs) > 1 else [run.fit(specs[0], Store(store), **options)]
         )
+
+
+def _say_kernel(quiet: bool) -> None:
+    """Nobody should wait several times longer than need be without a word."""
+    from pixfit.kernels import library
+
+    if not library.isas():
+        say(quiet, f"torch makes the steps, several times slower than compiled kernels would: {library.why()}")
 
 
 def _report(result: Result, recipe: str, target: Path | None) -> dict[str, Any]:
@@ -289,9 +317,14 @@ def _print_report(report: dict[str, Any]) -> None:
     caution = "; above about 0.5 a good PSNR says little" if ratio > 0.5 else ""
     ssim = "" if report["ssim"] is None else f", SSIM {report['ssim']:.4f}"
     size = "" if report["bits_per_pixel"] is None else f", {report['bits_per_pixel']:.2f} bits per pixel"
+    steps = f"{report['steps']} step{'' if report['steps'] == 1 else 's'}"
     lines = [
         ("fit", f"{report['id']}  {report['recipe']}, {report['width']}×{report['height']}×{report['channels']}"),
-        ("ended", f"{report['status']} ({report['stop_reason']}) after {report['steps']} steps"),
+        *([("picture", report["name"])] if report.get("name") else []),
+        (
+            "ended",
+            f"{report['status']} ({report['stop_reason']}) after {report['steps']} step{'' if report['steps'] == 1 else 's'}",
+        ),
         ("PSNR", f"{decibels(report['psnr'])} ({decibels(report['psnr_8bit'])} at 8 bits){ssim}"),
         ("parameters", f"{report['parameters']:,}, {ratio:.3f} per pixel value{size}{caution}"),
         (
