@@ -321,10 +321,7 @@ def _print_report(report: dict[str, Any]) -> None:
     lines = [
         ("fit", f"{report['id']}  {report['recipe']}, {report['width']}×{report['height']}×{report['channels']}"),
         *([("picture", report["name"])] if report.get("name") else []),
-        (
-            "ended",
-            f"{report['status']} ({report['stop_reason']}) after {report['steps']} step{'' if report['steps'] == 1 else 's'}",
-        ),
+        ("ended", f"{report['status']} ({report['stop_reason']}) after {steps}"),
         ("PSNR", f"{decibels(report['psnr'])} ({decibels(report['psnr_8bit'])} at 8 bits){ssim}"),
         ("parameters", f"{report['parameters']:,}, {ratio:.3f} per pixel value{size}{caution}"),
         (
