@@ -23,6 +23,7 @@ ROWS: dict[str, int] = {
     "render": 8, "store": 8,
     "recipes": 9,
     "run": 10,
+    "studies": 11, "workers": 11,
     "report": 12, "export": 12,
     "cli": 13,
 }  # fmt: skip

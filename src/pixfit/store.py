@@ -11,7 +11,7 @@ import os
 import platform
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pixfit import canonical, files, modelfile
 from pixfit.result import Result, Status
 from pixfit.spec import Spec
 
-__all__ = ["Flight", "Store", "StoreError", "Trash"]
+__all__ = ["Entry", "Flight", "Row", "Store", "StoreError", "Trash"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fits (
@@ -34,6 +34,9 @@ CREATE TABLE IF NOT EXISTS flights (
   process INTEGER NOT NULL, host TEXT NOT NULL, updated REAL NOT NULL
 );
 """
+Row = tuple[Any, ...]
+"""A line of the index, as `Store.write` returns it and `Store.enter` takes it."""
+
 _CURVE, _WEIGHT, _KEPT = "curve/", "weight/", "kept/"
 
 
@@ -52,6 +55,17 @@ class Flight:
     loss: float | None
     psnr: float | None
     alive: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index alone knows of a fit: how it ended, whether its weights are kept, what it took."""
+
+    status: Status
+    reason: str
+    weights: bool
+    steps: int
+    process_seconds: float
 
 
 @dataclass(frozen=True)
@@ -80,29 +94,42 @@ class Store:
 
     def put(self, result: Result, *, name: str = "", recipe: str = "") -> None:
         """Adds a result, or replaces the one with its id; a finished one is never replaced by one that is not."""
-        if not result.status.finished and (before := self.get(result.spec)) is not None and before.status.finished:
-            self.land(result.id)
-            return
-        file = None
-        if result.weights:
-            file = f"fits/{result.id}.safetensors"
-            tensors = {_WEIGHT + key: value for key, value in result.weights.items()}
-            tensors |= {_CURVE + key: value for key, value in result.curves.items()}
+        self.enter(self.write(result, name=name, recipe=recipe))
+
+    def write(self, result: Result, *, name: str = "", recipe: str = "", weights: bool = True) -> Row:
+        """Writes the file of a result without telling the index of it; `enter` does that, perhaps in another process.
+
+        Args:
+            weights: False files the curves alone, of a fit that nobody will render or start from.
+        """
+        tensors = {_CURVE + key: value for key, value in result.curves.items()}
+        weights = weights and bool(result.weights)
+        if weights:
+            tensors |= {_WEIGHT + key: value for key, value in result.weights.items()}
             tensors |= {f"{_KEPT}{step}/{key}": t for step, named in result.kept.items() for key, t in named.items()}
+        file = f"fits/{result.id}.safetensors" if tensors and result.weights else None
+        if file is not None and self._may_replace(result):
             self._write_tensors(self.folder / file, tensors, {})
         summary = {
             **result.summary(),
             "metrics": _jsonable(result.metrics),
             "threads": result.threads,
             "versions": dict(result.versions),
+            "stored_weights": weights,
         }
-        row = (
+        return (
             result.id, canonical.SCHEMA, name, recipe, result.status.value, result.reason, time.time(),
             json.dumps(summary), json.dumps(result.spec.plain), file,
         )  # fmt: skip
+
+    def enter(self, row: Row) -> None:
+        """Adds the row of a file that `write` has written, and forgets that the fit is under way."""
+        identity, status = row[0], Status(row[4])
         with self._connect() as index:
-            index.execute("INSERT OR REPLACE INTO fits VALUES (?,?,?,?,?,?,?,?,?,?)", row)
-        self.land(result.id)
+            found = index.execute("SELECT status FROM fits WHERE id = ?", (identity,)).fetchone()
+            if status.finished or found is None or not Status(found[0]).finished:
+                index.execute("INSERT OR REPLACE INTO fits VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+            index.execute("DELETE FROM flights WHERE id = ?", (identity,))
 
     def land(self, *identities: str) -> None:
         """Forgets that these fits are under way."""
@@ -157,6 +184,57 @@ class Store:
             curves={n.removeprefix(_CURVE): t for n, t in tensors.items() if n.startswith(_CURVE)},
             **{name: summary[name] for name in names},
         )  # fmt: skip
+
+    def entries(self) -> dict[str, Entry]:
+        """What the index knows of every fit, by id; no file is opened."""
+        if not self._exists():
+            return {}
+        with self._connect() as index:
+            found = index.execute("SELECT id, status, reason, summary, file FROM fits").fetchall()
+        entries = {}
+        for identity, status, reason, text, file in found:
+            summary = json.loads(text)
+            weights = bool(summary.get("stored_weights", file is not None))
+            entries[identity] = Entry(
+                Status(status), reason, weights, summary["steps"], summary["process_seconds"]
+            )  # fmt: skip
+        return entries
+
+    def unfinished(self, specs: Iterable[Spec]) -> list[Spec]:
+        """Of these specs and the parents that they start from, those still to be fitted, parents before children.
+
+        A finished fit whose weights were not kept is among them where an unfinished one starts from it.
+        """
+        entries = self.entries()
+        found: dict[str, Spec] = {}
+
+        def add(spec: Spec, weights: bool) -> None:
+            entry = entries.get(spec.id)
+            done = entry is not None and entry.status.finished and (entry.weights or not weights)
+            if done or spec.id in found:
+                return
+            if isinstance(parent := spec.start.weights, Spec):
+                add(parent, True)
+            found[spec.id] = spec
+
+        for spec in specs:
+            add(spec, False)
+        return list(found.values())
+
+    @contextlib.contextmanager
+    def held_open(self) -> Iterator[None]:
+        """Keeps the index open meanwhile, which makes writing many rows several times faster."""
+        with self._connect():
+            yield
+
+    def curve(self, identity: str, name: str = "loss") -> Tensor | None:
+        """One curve of a fit (see `Result.curves`) without its weights; None where the store has none.
+
+        Raises:
+            StoreError: the fit's file is damaged.
+        """
+        path = self.folder / "fits" / f"{identity}.safetensors"
+        return self._read_tensors(path, only=_CURVE + name)[0].get(_CURVE + name) if path.is_file() else None
 
     def rows(self) -> list[dict[str, Any]]:
         """One mapping a fit, oldest first: id, name, recipe, status, finished (seconds since 1970) and its summary."""
@@ -287,12 +365,17 @@ class Store:
         except OSError as error:
             raise StoreError(f"{path}: could not be written ({error.strerror or error})") from None
 
-    def _read_tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _may_replace(self, result: Result) -> bool:
+        """Whether the result's file may take the place of the one with its id."""
+        return result.status.finished or (before := self.get(result.spec)) is None or not before.status.finished
+
+    def _read_tensors(self, path: Path, only: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="pt") as stored:
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                names = [name for name in stored.keys() if name.startswith(only)]  # noqa: SIM118
+                tensors = {name: stored.get_tensor(name) for name in names}
                 return tensors, json.loads((stored.metadata() or {}).get("scalars", "{}"))
         except (SafetensorError, OSError, ValueError) as error:
             raise StoreError(f"{path}: damaged or missing ({error}); run the fit again with --again") from None

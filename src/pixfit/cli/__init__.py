@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import pixfit
-from pixfit.cli import fitting, keeping, output
+from pixfit.cli import fitting, keeping, output, studying
 
 __all__ = ["app", "main"]
 
@@ -49,6 +49,7 @@ app.command()(fitting.demo)
 app.command()(fitting.fit)
 app.command()(output.render)
 app.command()(output.export)
+app.command()(studying.study)
 app.command(name="recipes")(keeping.show_recipes)
 app.command()(keeping.ls)
 app.command()(keeping.show)
