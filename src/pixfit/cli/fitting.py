@@ -147,8 +147,9 @@ def fit(
         return
     targets = _targets(output, pictures, folder)
     reports: list[dict[str, Any]] = []
+    chosen = run.choose_device(device)
     _say_kernel(quiet)
-    together = run.side_by_side(specs[0], run.choose_device(device)) if folder and specs else 1
+    together = run.side_by_side(specs[0], chosen) if folder and specs else 1
     for first in range(0, len(specs), together):
         part = slice(first, first + together)
         for image in pictures[part]:
