@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 import pixfit as pf
 from pixfit import engine, run
 from pixfit.kernels import library
-from pixfit.losses import L1, Huber
+from pixfit.losses import L1, Huber, Loss
 from pixfit.models import Finer, Fourier, Grid, Mlp, Siren, Wire
 from pixfit.optim import SGD, Adam, AdamW, Muon, ScheduleFreeAdamW
 from pixfit.schedules import Cosine, Linear, Plateau
@@ -219,6 +219,30 @@ def test_bfloat16_backward_needs_a_plan() -> None:
 def test_models_without_a_plan_run_in_torch() -> None:
     assert pf.fit(spec_of("adam", model=Wire(1, 8), steps=3)).kernel.startswith("torch")
     assert pf.fit(spec_of("adam", precision="float64", steps=3)).kernel.startswith("torch")
+
+
+@dataclass(frozen=True)
+class Cubed(Loss):
+    def __call__(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (prediction - target).abs() ** 3
+
+
+@dataclass(frozen=True)
+class Shifted(Siren):
+    """A network that is not the one whose plan it would inherit."""
+
+    def network(self, in_features: int = 2, out_features: int = 3) -> Any:
+        network = super().network(in_features, out_features)
+        network.register_forward_hook(lambda module, inputs, output: output + 5.0)
+        return network
+
+
+def test_what_users_add_runs_in_torch_until_it_has_a_plan() -> None:
+    assert pf.fit(spec_of("adam", loss=Cubed(), steps=3)).kernel.startswith("torch")
+    assert Shifted().plan() is None
+    result = pf.fit(spec_of("adam", model=Shifted(1, 8), steps=1))
+    assert result.kernel.startswith("torch")
+    assert float(result.curves["loss"][0]) > 16
 
 
 @pytest.mark.parametrize("isa", [*library.isas(), "torch"])

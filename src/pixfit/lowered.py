@@ -19,7 +19,7 @@ from pixfit.kernels.library import Library
 from pixfit.kernels.native import Fused, Rows, Update
 from pixfit.kernels.persistent import PersistentSteps
 from pixfit.kernels.plan import Plan
-from pixfit.losses import MSE, Huber
+from pixfit.losses import L1, MSE, Huber
 from pixfit.models import Model
 from pixfit.optim import Stepper
 from pixfit.problem import View
@@ -40,7 +40,7 @@ def served(spec: Spec, view: View, device: torch.device) -> Served | None:
     """What runs fits of this kind, or None where torch does: a rule of settings, device and instruction set."""
     if device.type != "cpu" or spec.kernel != "auto" or not view.operator.pointwise:
         return None
-    if spec.precision not in ("float32", "bfloat16-backward"):
+    if spec.precision not in ("float32", "bfloat16-backward") or type(spec.loss) not in (MSE, L1, Huber):
         return None
     found, plan = library.load(), spec.model.plan(2, view.shape[0])
     return None if found is None or plan is None else (found, plan)

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -209,6 +209,12 @@ class Model(ABC):
 
     target_range: TargetRange
     coordinates: Coordinates
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A subclass with another network has no plan until it gives one: the inherited plan is of another network."""
+        super().__init_subclass__(**options)
+        if "network" in cls.__dict__ and "plan" not in cls.__dict__:
+            cls.plan = Model.plan  # type: ignore[method-assign]
 
     @abstractmethod
     def network(self, in_features: int = 2, out_features: int = 3) -> Network:
