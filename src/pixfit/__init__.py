@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = (
-    "canonical", "export", "images", "losses", "metrics", "modelfile", "models", "operators", "optim", "plots",
+    "canonical", "export", "images", "losses", "metrics", "modelfile", "models", "noise", "operators", "optim", "plots",
     "recipes", "render", "schedules", "starts", "stopping",
 )  # fmt: skip
 _NAMES = {
+    "AveragedOutput": "spec",
     "Batches": "spec", "BestHeldOut": "spec", "Last": "spec", "MovingAverage": "spec", "Record": "spec", "Spec": "spec",
     "Budget": "stopping", "Epochs": "stopping", "Never": "stopping", "Seconds": "stopping", "Steps": "stopping",
-    "TargetPSNR": "stopping", "GaussianNoise": "problem", "Problem": "problem", "Image": "images",
-    "Network": "modelfile", "Result": "result", "Start": "starts", "Status": "result", "Store": "store",
-    "Weights": "starts", "fit": "run", "load": "modelfile", "save": "modelfile",
+    "TargetPSNR": "stopping", "GaussianNoise": "noise", "PoissonNoise": "noise", "SaltAndPepper": "noise",
+    "Problem": "problem", "Image": "images", "Network": "modelfile", "Result": "result", "Start": "starts",
+    "Status": "result", "Store": "store", "Weights": "starts", "fit": "run", "load": "modelfile", "save": "modelfile",
 }  # fmt: skip
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         metrics,
         modelfile,
         models,
+        noise,
         operators,
         optim,
         plots,
@@ -50,19 +52,21 @@ if TYPE_CHECKING:
     )
     from pixfit.images import Image
     from pixfit.modelfile import Network, load, save
-    from pixfit.problem import GaussianNoise, Problem
+    from pixfit.noise import GaussianNoise, PoissonNoise, SaltAndPepper
+    from pixfit.problem import Problem
     from pixfit.result import Result, Status
     from pixfit.run import fit
-    from pixfit.spec import Batches, BestHeldOut, Last, MovingAverage, Record, Spec
+    from pixfit.spec import AveragedOutput, Batches, BestHeldOut, Last, MovingAverage, Record, Spec
     from pixfit.starts import Start, Weights
     from pixfit.stopping import Budget, Epochs, Never, Seconds, Steps, TargetPSNR
     from pixfit.store import Store
 
 __all__ = [
+    "AveragedOutput",
     "Batches", "BestHeldOut", "Budget", "Epochs", "GaussianNoise", "Image", "Last", "MovingAverage", "Network", "Never",
-    "Problem", "Record", "Result", "Seconds", "Spec", "Start", "Status", "Steps", "Store", "TargetPSNR", "Weights",
-    "canonical", "export", "fit", "images", "load", "losses", "metrics", "modelfile", "models", "operators", "optim",
-    "plots", "recipes", "render", "save", "schedules", "starts", "stopping",
+    "PoissonNoise", "Problem", "Record", "Result", "SaltAndPepper", "Seconds", "Spec", "Start", "Status", "Steps",
+    "Store", "TargetPSNR", "Weights", "canonical", "export", "fit", "images", "load", "losses", "metrics", "modelfile",
+    "models", "noise", "operators", "optim", "plots", "recipes", "render", "save", "schedules", "starts", "stopping",
 ]  # fmt: skip
 
 

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from pixfit.canonical import is_number, is_whole
 from pixfit.images import Image
-from pixfit.operators import Identity, Operator
+from pixfit.noise import GaussianNoise as GaussianNoise  # it is importable from here, too
+from pixfit.noise import Noise
+from pixfit.operators import External, Identity, Operator
 
-__all__ = ["GaussianNoise", "Problem", "Sealed", "View", "stream"]
+__all__ = ["Problem", "Sealed", "View", "stream"]
 
 
 def stream(seed: int, name: str) -> torch.Generator:
@@ -33,22 +35,6 @@ def stream(seed: int, name: str) -> torch.Generator:
         raise ValueError(f"seed is {seed!r}; it must be 0 to 2^63 - 1")
     mixed = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(mixed[:7], "big"))
-
-
-@dataclass(frozen=True)
-class GaussianNoise:
-    """White noise of standard deviation ``sigma``, in units of the range [0, 1] (25/255 ≈ 0.098 is a usual test)."""
-
-    sigma: float
-
-    def __post_init__(self) -> None:
-        if not (is_number(self.sigma) and 0 <= self.sigma <= 10):
-            raise ValueError(
-                f"noise.sigma is {self.sigma!r}; it must be 0 to 10, in units of the picture's range [0, 1]"
-            )
-
-    def __call__(self, y: Tensor, generator: torch.Generator) -> Tensor:
-        return y + self.sigma * torch.randn(y.shape, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -93,18 +79,20 @@ class Problem:
 
     Args:
         image: the true picture; a tensor (C, H, W) or an array (H, W, C) is taken by `Image.from_array`.
-        operator: how it was measured; by default it is seen as it is.
-        noise: what was added to the measurement; None for nothing.
+        operator: how it was measured; by default it is seen as it is. Any object with ``A`` and ``A_adjoint`` is taken
+            as `pixfit.operators.External`.
+        noise: what was added to the measurement (`pixfit.noise`); None for nothing.
         held_out: fraction in [0, 1) of the measured pixels that is kept out of the loss, drawn with ``seed``.
         seed: of the noise and of the held-out pixels.
 
     Raises:
+        TypeError: what is no picture, operator or noise.
         ValueError: an operator that does not fit the picture, or nothing left to fit.
     """
 
     image: Image  # in the constructor also a tensor or an array
-    operator: Operator = field(default_factory=Identity)
-    noise: GaussianNoise | None = None
+    operator: Operator = field(default_factory=Identity)  # in the constructor also an object with A and A_adjoint
+    noise: Noise | None = None
     held_out: float = 0.0
     seed: int = 0
 
@@ -118,6 +106,12 @@ class Problem:
             )
         if not (is_number(self.held_out) and 0 <= self.held_out < 1):
             raise ValueError(f"held_out is {self.held_out!r}; it is a fraction from 0 up to, but not including, 1")
+        operator: Any = self.operator
+        if not isinstance(operator, Operator):
+            object.__setattr__(self, "operator", External(operator, self.shape))
+        noise: Any = self.noise
+        if noise is not None and not isinstance(noise, Noise):
+            raise TypeError(f"the noise is {noise!r}; it must be one of pixfit.noise, such as GaussianNoise(25 / 255)")
         self.operator.output_shape(self.shape)
         stream(self.seed, "held-out")  # refuses what is no seed, now rather than at the first view
 
@@ -129,7 +123,7 @@ class Problem:
     @cached_property
     def view(self) -> View:
         """What the fit may see; computed once."""
-        y = self.operator.forward(self.image.data)
+        y = self.operator.measure(self.image.data)
         if self.noise is not None:
             y = self.noise(y, stream(self.seed, "noise"))
         known = self.operator.known(self.shape)
