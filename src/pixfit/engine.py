@@ -20,12 +20,13 @@ from pixfit import canonical, kernels
 from pixfit.job import Blind, Job, Moment, Outcome, State, Watch
 from pixfit.kernels import card
 from pixfit.lowered import Lowered, Training, lower, served
+from pixfit.models import PicturePrior
 from pixfit.optim import Muon, clip_rows
 from pixfit.problem import View
 from pixfit.schedules import Plateau, PlateauState
-from pixfit.spec import BestHeldOut, MovingAverage
+from pixfit.spec import AveragedOutput, BestHeldOut, MovingAverage
 from pixfit.stack import Samples, Stack
-from pixfit.stopping import TargetPSNR
+from pixfit.stopping import HeldOut, TargetPSNR
 
 __all__ = ["fit", "one_thread_each", "stack_key", "stack_limit"]
 
@@ -67,7 +68,9 @@ def one_thread_each(job: Job) -> bool:
 
 def stack_limit(job: Job, device: torch.device) -> int:
     """How many such fits form one stack: on a CPU as many as keep its threads evenly busy while results still come
-    early, on a card as many as its free memory takes."""
+    early, on a card as many as its free memory takes. Networks of whole pictures are fitted one by one."""
+    if isinstance(job.spec.model, PicturePrior):
+        return 1
     if device.type != "cuda":
         return 4 * torch.get_num_threads()
     free, _ = torch.cuda.mem_get_info(device)
@@ -168,9 +171,10 @@ class _Loop:
         dtype = torch.float64 if spec.precision == "float64" else torch.float32
         weights, masks, views = [job.weights for job in jobs], [job.mask for job in jobs], [job.view for job in jobs]
         rounded = spec.model.plan(2, views[0].shape[0]) if spec.precision == "bfloat16-backward" else None
-        self.stack = Stack(spec.model, views[0].shape[0], weights, masks, rounded=rounded, dtype=dtype, device=device)
+        model = spec.model.sized(*views[0].shape[1:])
+        self.stack = Stack(model, views[0].shape[0], weights, masks, rounded=rounded, dtype=dtype, device=device)
         self.samples = Samples(
-            spec.model, views, [job.spec.seed for job in jobs], spec.batches.pixels, dtype=dtype, device=device
+            model, views, [job.spec.seed for job in jobs], spec.batches.pixels, dtype=dtype, device=device
         )
         threads = torch.get_num_threads()
         self.kernel = kernels.kernel_name(device, self.stack.widest, spec.kernel)
@@ -183,6 +187,11 @@ class _Loop:
         schedule = spec.optimiser.schedule
         self.plateau = PlateauState(schedule, self.fits, device) if isinstance(schedule, Plateau) else None
         self.average = self.weights.clone() if isinstance(spec.estimate, MovingAverage) else None
+        # (F, N·C): the average of what the steps showed. Where there is one, it stands behind the weights in all rows
+        # that an answer may be.
+        self.shown: Tensor | None = None
+        if isinstance(spec.estimate, AveragedOutput):
+            self.shown = self.stack.predict(self.weights, self.samples.places, self.crew).flatten(1)
         base = self.rates[:, 0].double()
         state = Training(spec, self.stack, self.samples, self.stepper, base, self.plateau, self.average)
         self.lowered = lower(state, views[0], device, threads)
@@ -201,10 +210,17 @@ class _Loop:
         self.chunk = torch.full((self.fits, self.check), math.nan, device=device)
         self.filled = 0
         # good: at the last look at finite losses; final: of fits that ended; best: by held-out pixels.
-        self.good = self.weights.clone()
-        self.final = self.weights.clone()
-        self.best = self.weights.clone() if isinstance(spec.estimate, BestHeldOut) else None
-        self.best_error = [math.inf] * self.fits
+        rule = spec.estimate
+        self.compare_every = rule.every if isinstance(rule, BestHeldOut | AveragedOutput) else None
+        self.good = self._row(self.weights).clone()
+        self.final = self.good.clone()
+        self.best = None if self.compare_every is None else self.good.clone()
+        self.best_error, self.best_step = [math.inf] * self.fits, [0] * self.fits
+        if isinstance(spec.stopping, HeldOut) and self.compare_every is None:
+            raise ValueError(
+                "the stopping rule HeldOut needs an estimate that looks at held-out pixels, such as "
+                "AveragedOutput(every=5) or BestHeldOut()"
+            )
         self.kept: dict[int, Tensor] = {}
         self.ended: list[dict[str, Any] | None] = [None] * self.fits
         self.looked = self.ticked = -math.inf
@@ -262,8 +278,8 @@ class _Loop:
         limits = [limit for limit in self.limits if limit > self.step]
         marks = [step for step in self.jobs[0].keep if step > self.step]
         rhythms = [self.every or math.inf]
-        if isinstance(self.spec.estimate, BestHeldOut):
-            rhythms.append(self.spec.estimate.every)
+        if self.compare_every is not None:
+            rhythms.append(self.compare_every)
         if isinstance(self.spec.stopping, TargetPSNR):
             rhythms.append(self.spec.stopping.every)
         ahead = [mark - self.step for mark in (*limits, *marks)]
@@ -302,8 +318,12 @@ class _Loop:
             losses = (error if weights is None else error * weights[:, part]).flatten(1).sum(dim=1) / size
             return losses.detach(), self.stack.gradient(losses)
 
+        if self.spec.model.tile is not None:
+            return descend(self.stack.forward(coordinates, targets=targets, autocast=autocast), slice(None))
         if not samples.pointwise:
-            picture = samples.picture(self.stack.forward(coordinates, autocast=autocast))
+            output = self.stack.forward(coordinates, autocast=autocast)
+            self._average(output.detach())
+            picture = samples.picture(output)
             return descend(self.spec.model.to_target(samples.operator.forward(picture)), slice(None))
 
         count = targets.shape[1]
@@ -318,6 +338,12 @@ class _Loop:
             return _sum(descend(self.stack.forward(coordinates[:, tile], autocast=autocast), tile) for tile in tiles)
 
         return _sum(self.crew.map(one, -(-count // length)))
+
+    def _average(self, output: Tensor) -> None:
+        """Takes what this step shows, (F, N, C), into the average."""
+        if self.shown is not None and isinstance(self.spec.estimate, AveragedOutput):
+            decay = self.spec.estimate.decay if self.step else 0.0
+            self.shown.lerp_(output.flatten(1), 1 - decay)
 
     def fraction(self, fit: int, ahead: int = 0) -> float:
         """Of the budget spent, in [0, 1], now or after so many further steps."""
@@ -337,8 +363,12 @@ class _Loop:
             self._harvest()
         if self.step in self.jobs[0].keep and self.step not in self.kept:
             self.kept[self.step] = self.estimate().clone()
-        if isinstance(spec.estimate, BestHeldOut) and self.step % spec.estimate.every == 0:
+        if self.compare_every is not None and self.step % self.compare_every == 0:
             self._compare_held_out()
+            if isinstance(spec.stopping, HeldOut):
+                for fit, best in enumerate(self.best_step):
+                    if self.step - best >= spec.stopping.patience:
+                        self._end(fit, "stopped", "held_out")
         if isinstance(spec.stopping, TargetPSNR) and self.step % spec.stopping.every == 0:
             for fit, level in enumerate(self.measured_psnr(self.estimate())):
                 if level >= spec.stopping.psnr:
@@ -387,17 +417,27 @@ class _Loop:
         return {"verdict": verdict, "reason": reason, "step": step, "seconds": self.clock.seconds()}
 
     def estimate(self) -> Tensor:
-        """(F, P): the weights whose prediction is the answer at this step."""
-        return self.stepper.evaluation_weights().detach() if self.average is None else self.average
+        """(F, P): the weights whose prediction is the answer at this step; with the average of what was shown, if that
+        is the answer."""
+        return self._row(self.stepper.evaluation_weights().detach() if self.average is None else self.average)
+
+    def _row(self, weights: Tensor) -> Tensor:
+        return weights if self.shown is None else torch.cat([weights, self.shown], dim=1)
 
     def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
         """Pixels (F, n, C) at coordinates (1 or F, n, 2), not clamped."""
         return self.spec.model.to_pixels(self._output(weights, coordinates))
 
     def _output(self, weights: Tensor, coordinates: Tensor) -> Tensor:
+        if self.shown is not None:
+            return self._kept_output(weights).take_along_dim(coordinates[..., None], dim=1)
         if isinstance(self.lowered, Lowered):
             return self.lowered.predict(weights, coordinates)
         return self.stack.predict(weights, coordinates, self.crew)
+
+    def _kept_output(self, rows: Tensor) -> Tensor:
+        """The average (F, N, C) that stands behind the weights in rows."""
+        return rows[:, self.weights.shape[1] :].reshape(self.fits, -1, self.samples.shape[0])
 
     def _compare_held_out(self) -> None:
         assert self.best is not None
@@ -405,10 +445,11 @@ class _Loop:
         weights = self.estimate()
         for fit, job in enumerate(self.jobs):
             if job.view.held_out is None:
-                raise ValueError("the estimate BestHeldOut needs held-out pixels; give the problem held_out=0.1")
+                name = type(self.spec.estimate).__name__
+                raise ValueError(f"the estimate {name} needs held-out pixels; give the problem held_out=0.1")
             error = float(self._held_out_errors(weights, job.view, job.view.held_out, fit).square().mean())
             if error < self.best_error[fit]:
-                self.best_error[fit] = error
+                self.best_error[fit], self.best_step[fit] = error, self.step
                 self.best[fit] = weights[fit]
         self.clock.start()
 
@@ -474,6 +515,9 @@ class _Loop:
         losses = torch.cat(self.losses, dim=1) if self.losses else torch.zeros(self.fits, 0)
         self.clock.start()
         levels, spreads = self.measured_psnr(self.final, limit=2**16), self._spreads()
+        pictures = None
+        if self.shown is not None:
+            pictures = self.samples.picture(self._kept_output(self.final)).float().cpu().clone()
         self.clock.pause()
         out = []
         for fit, end in enumerate(self.ended):
@@ -488,7 +532,7 @@ class _Loop:
                     kept={step: self.stack.named(weights, fit) for step, weights in kept.items()},
                     losses=curve, psnr_measured=levels[fit], seconds=end["seconds"],
                     process_seconds=self.clock.process / self.fits, evaluation_seconds=self.clock.evaluation,
-                    kernel=self.kernel,
+                    kernel=self.kernel, picture=None if pictures is None else pictures[fit],
                 )
             )  # fmt: skip
         return tuple(out)
@@ -498,6 +542,9 @@ class _Loop:
         verdict: str = end["verdict"]
         if verdict != "budget":
             return verdict
+        reached = "out_of_budget" if isinstance(self.spec.stopping, TargetPSNR) else "done"
+        if self.spec.model.tile is not None:  # what many pictures start from may well show one colour
+            return reached
         axes = 0 if self.samples.pointwise else (1, 2)
         variance = float(self.samples.pixels[fit].double().var(dim=axes, correction=0).mean())
         # Noise is hard to fit, and then the network is no better than one colour either; but it does not show one.
@@ -505,7 +552,7 @@ class _Loop:
         fair = end["step"] >= _FAIR or (len(curve) > 20 and float(curve[-10:].mean()) > 2 * float(curve[0]))
         if variance > 1e-6 and fair and flat and level < -10 * math.log10(variance) + 1:
             return "collapsed"
-        return "out_of_budget" if isinstance(self.spec.stopping, TargetPSNR) else "done"
+        return reached
 
     def _spreads(self) -> list[float]:
         """Variance of what the final weights of each fit show at about 65,536 samples, mean over channels."""
@@ -525,11 +572,14 @@ class _Loop:
             tensors["average"] = self.average
         if self.best is not None:
             tensors["best"] = self.best
+        if self.shown is not None:
+            tensors["shown"] = self.shown
         if self.plateau is not None:
             tensors |= {f"plateau/{name}": value for name, value in self.plateau.tensors().items()}
         scalars = {
             "step": self.step, "filled": self.filled, "ended": list(self.ended), "optimiser": self.stepper.scalars(),
             "best_error": [None if value == math.inf else value for value in self.best_error],
+            "best_step": list(self.best_step),
             "clock": [self.clock.wall, self.clock.process, self.clock.evaluation],
         }  # fmt: skip
         return State(self.step, {name: value.detach().cpu().clone() for name, value in tensors.items()}, scalars)
@@ -541,7 +591,7 @@ class _Loop:
         if tensors["weights"].shape != self.weights.shape:
             raise ValueError("this checkpoint belongs to other fits; remove it, or run the fit that wrote it")
         self.step, self.filled = int(scalars["step"]), int(scalars["filled"])
-        for name in ("weights", "good", "final", "average", "best"):
+        for name in ("weights", "good", "final", "average", "best", "shown"):
             if name in tensors:
                 getattr(self, name).copy_(tensors[name])
         # Another kernel may have looked less often.
@@ -554,6 +604,7 @@ class _Loop:
         if self.plateau is not None:
             self.plateau.restore(_below("plateau/", tensors))
         self.best_error = [math.inf if value is None else float(value) for value in scalars["best_error"]]
+        self.best_step = list(scalars.get("best_step", self.best_step))  # older checkpoints have no such rule
         # A cancelled fit goes on; any other end stands.
         self.ended = [None if end is None or end["verdict"] == "cancelled" else end for end in scalars["ended"]]
         self.clock.wall, self.clock.process, self.clock.evaluation = scalars["clock"]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import pixfit
 from pixfit import canonical, files, modelfile
 from pixfit.modelfile import Network
-from pixfit.models import Coordinates, networks
+from pixfit.models import Coordinates, PicturePrior, networks
 from pixfit.result import Result
 
 __all__ = ["write"]
@@ -47,8 +47,9 @@ def write(source: Network | Result | str | Path, path: str | Path) -> tuple[Path
         The files that make up the export.
 
     Raises:
-        ValueError: another suffix, no such folder, a name that would hide a module which the script imports, or a fit
-            without a network; as `modelfile.ModelFileError` a model file that cannot be read.
+        ValueError: another suffix, no such folder, a name that would hide a module which the script imports, a fit
+            without a network, or a network that knows no coordinates; as `modelfile.ModelFileError` a model file that
+            cannot be read.
         FileExistsError: the place of the script's weights is taken by something else, which is left as it is.
         ImportError: ONNX without the packages that write it; the text says how to install them.
     """
@@ -61,6 +62,9 @@ def write(source: Network | Result | str | Path, path: str | Path) -> tuple[Path
         raise ValueError(f"{path}: {wrong}; give a file name")
     if not isinstance(source, Network):
         source = Network.of(source) if isinstance(source, Result) else modelfile.load(source)
+    if isinstance(source.model, PicturePrior):
+        name = type(source.model).__name__
+        raise ValueError(f"{path}: a {name} knows no coordinates, it makes one picture; `pixfit render` writes that")
     return _write_onnx(source, path) if suffix == ".onnx" else _write_script(source, path)
 
 

@@ -40,7 +40,8 @@ class Outcome:
     """How one fit ended.
 
     ``reason`` names the limit or rule; ``verdict`` is done, stopped, out_of_budget, diverged, collapsed or cancelled.
-    ``process_seconds`` is its share of those of its stack.
+    ``process_seconds`` is its share of those of its stack. ``picture`` (C, H, W) is the answer, in units of pixels,
+    where it is not what the weights show.
     """
 
     verdict: str
@@ -55,6 +56,7 @@ class Outcome:
     process_seconds: float
     evaluation_seconds: float
     kernel: str
+    picture: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -19,22 +19,24 @@ from torch import Tensor, nn
 
 from pixfit import canonical, files
 from pixfit.losses import LOSSES
-from pixfit.models import ENCODINGS, MODELS, Coordinates, Experts, Model
+from pixfit.models import ENCODINGS, META_MODELS, MODELS, PRIORS, Coordinates, Experts, Model, Perturbation
 from pixfit.optim import OPTIMISERS
 from pixfit.problem import Problem, Sealed
 from pixfit.result import Result
 from pixfit.schedules import SCHEDULES
-from pixfit.spec import ESTIMATES, Batches, Spec
-from pixfit.starts import Start
+from pixfit.spec import ESTIMATES, AveragedOutput, Batches, Spec
+from pixfit.starts import FromPicture, Start
 from pixfit.stopping import STOPPING, Budget
 
 __all__ = ["KINDS", "ModelFileError", "Network", "decode", "decode_spec", "load", "save", "size_in_bytes"]
 
 KINDS: dict[str, type] = {
-    **MODELS, **ENCODINGS, **LOSSES, **OPTIMISERS, **SCHEDULES, **STOPPING, **ESTIMATES,
-    "Coordinates": Coordinates, "Experts": Experts, "Budget": Budget, "Batches": Batches, "Start": Start,
+    **MODELS, **META_MODELS, **PRIORS, **ENCODINGS, **LOSSES, **OPTIMISERS, **SCHEDULES, **STOPPING, **ESTIMATES,
+    "Coordinates": Coordinates, "Experts": Experts, "Perturbation": Perturbation,
+    "Budget": Budget, "Batches": Batches, "Start": Start, "FromPicture": FromPicture,
 }  # fmt: skip
 _LONGEST_JSON = 2**20
+_PICTURE = "picture"  # no network has a tensor of this name
 
 
 class ModelFileError(ValueError):
@@ -49,18 +51,25 @@ class Network:
         model: its settings.
         weights: every tensor by name, as in the ``state_dict`` of `module`.
         record: the canonical form of the spec that was fitted.
+        picture: (C, H, W) float32, the fit's answer where it is not what the weights show, as with the estimate
+            `pixfit.AveragedOutput`; else None.
     """
 
     model: Model
     weights: Mapping[str, Tensor]
     record: Mapping[str, Any]
+    picture: Tensor | None = None
 
     @classmethod
     def of(cls, result: Result) -> Network:
         """The network of a finished fit. Raises ValueError where the fit left none, or one that is not finite."""
-        if not result.weights or not all(bool(value.isfinite().all()) for value in result.weights.values()):
+        averaged = isinstance(result.spec.estimate, AveragedOutput)
+        picture = result.estimate if averaged else None
+        kept = [*result.weights.values(), *([] if picture is None else [picture])]
+        missing = not result.weights or (averaged and picture is None)
+        if missing or not all(bool(value.isfinite().all()) for value in kept):
             raise ValueError(f"this fit has no network: it is {result.status.value} ({result.reason})")
-        return cls(result.spec.model, result.weights, result.spec.plain)
+        return cls(result.spec.model, result.weights, result.spec.plain, picture)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,9 +83,10 @@ class Network:
         return int(self.record["problem"]["image"]["bit_depth"])
 
     def module(self, *, device: torch.device | str = "cpu") -> nn.Module:
-        """The plain ``nn.Module``, from coordinates (N, 2) to outputs (N, C) in the model's target range."""
+        """The plain ``nn.Module``, from coordinates (N, 2) to outputs (N, C) in the model's target range; of a
+        `pixfit.models.PicturePrior` from noise on its code, such as zeros (1, 1, 1), to all pixels (H·W, C)."""
         with torch.device("meta"):
-            module = self.model.network(2, self.shape[0])
+            module = self.model.sized(*self.shape[1:]).network(2, self.shape[0])
         module.load_state_dict(dict(self.weights), assign=True)
         return module.requires_grad_(False).to(device)
 
@@ -130,15 +140,18 @@ def load(path: str | Path) -> Network:
             experts = getattr(getattr(model, "experts", None), "count", 1)
             if getattr(model, "hidden_layers", 0) * experts > len(names):  # before a hundred thousand layers are made
                 raise ModelFileError(f"{path}: it holds fewer tensors than the network that it names; it is damaged")
-            channels = int(Sealed(dict(record["problem"])).shape[0])
+            shape = Sealed(dict(record["problem"])).shape
             with torch.device("meta"):
-                expected = {name: list(value.shape) for name, value in model.network(2, channels).state_dict().items()}
+                network = model.sized(*shape[1:]).network(2, shape[0])
+            expected = {name: list(value.shape) for name, value in network.state_dict().items()}
+            averaged = dict(record.get("estimate") or {}).get("kind") == AveragedOutput.__name__
             found = {name: list(stored.get_slice(name).get_shape()) for name in names}
-            if found != expected:
+            if found != expected | ({_PICTURE: list(shape)} if averaged else {}):
                 raise ModelFileError(
                     f"{path}: its tensors are not those of the {type(model).__name__} that it names; it is damaged"
                 )
             weights = {name: stored.get_tensor(name) for name in expected}
+            picture = stored.get_tensor(_PICTURE) if averaged else None
     except ModelFileError as error:
         raise error if str(path) in str(error) else ModelFileError(f"{path}: {_line(error)}") from None
     except (SafetensorError, OSError) as error:
@@ -146,11 +159,12 @@ def load(path: str | Path) -> Network:
     except (KeyError, TypeError, ValueError, RuntimeError, RecursionError, OverflowError, MemoryError) as error:
         raise ModelFileError(f"{path}: its description is damaged ({type(error).__name__}: {_line(error)})") from None
     formats = {value.dtype for value in weights.values()}
-    if formats not in ({torch.float32}, {torch.float64}):
+    if formats not in ({torch.float32}, {torch.float64}) or (picture is not None and picture.dtype != torch.float32):
         raise ModelFileError(f"{path}: its tensors must all be float32 or all float64; it is damaged")
-    if not all(bool(value.isfinite().all()) for value in weights.values()):
+    kept = [*weights.values(), *([] if picture is None else [picture])]
+    if not all(bool(value.isfinite().all()) for value in kept):
         raise ModelFileError(f"{path}: some of its weights are not finite numbers; fit the picture again")
-    return Network(model, weights, record)
+    return Network(model, weights, record, picture)
 
 
 def decode(plain: Any) -> Any:
@@ -180,12 +194,16 @@ def decode_spec(plain: Mapping[str, Any], problem: Problem | None = None) -> Spe
     """A spec from its canonical form, for a problem; without one it is `Sealed`, known by its record alone.
 
     A start from other weights comes back as a start at random: files name their parent by its id, they do not hold it.
+    A start from the picture is kept.
     """
     known = [field.name for field in fields(Spec)]
     for name in plain:
         if name != "kind" and name not in known:
             raise ValueError(f"a spec has no setting {name!r}{_nearest(name, known)}")
     settings = {name: decode(value) for name, value in plain.items() if name not in ("kind", "problem", "start")}
+    start = plain.get("start")
+    if isinstance(start, Mapping) and start.get("weights") == canonical.plain(FromPicture()):
+        settings["start"] = Start(FromPicture(), layers=start.get("layers"))
     return Spec(problem if problem is not None else Sealed(dict(plain["problem"])), **settings)
 
 
@@ -193,6 +211,8 @@ def _to_bytes(network: Network) -> bytes:
     from safetensors.torch import save as to_safetensors
 
     tensors = {name: value.contiguous() for name, value in network.weights.items()}
+    if network.picture is not None:
+        tensors[_PICTURE] = network.picture.contiguous()
     about = {"schema": canonical.SCHEMA, "spec": network.record}
     # One entry only: safetensors writes several in random order, and one network should be one sequence of bytes.
     return to_safetensors(tensors, {"pixfit": json.dumps(about, sort_keys=True, separators=(",", ":"))})

@@ -12,6 +12,7 @@ from torch import Tensor
 from pixfit import images, kernels, lowered, modelfile
 from pixfit.canonical import is_number, is_whole
 from pixfit.modelfile import Network
+from pixfit.models import PicturePrior
 from pixfit.result import Result
 
 __all__ = ["Frame", "Region", "bands", "frame", "render", "write"]
@@ -44,7 +45,8 @@ def frame(
         region: (x, y, w, h) in source pixels; the whole picture by default.
 
     Raises:
-        ValueError: both a scale and a size, numbers that are not positive, or a region outside the picture.
+        ValueError: both a scale and a size, numbers that are not positive, a region outside the picture, or another
+            scale than 1 of a network that makes one whole picture.
     """
     _, height, width = network.shape
     region = region if region is not None else (0, 0, width, height)
@@ -69,6 +71,11 @@ def frame(
             f"size {size[0]}×{size[1]} cannot be rendered; sides are whole numbers from 1 to 2^24, "
             "and at most 2^40 pixels in all"
         )
+    if isinstance(network.model, PicturePrior) and (size != (w, h) or any(part != int(part) for part in region)):
+        raise ValueError(
+            f"this network makes one picture of {width}×{height}; it cannot be rendered at another size, nor between "
+            "its pixels"
+        )
     return Frame(size[1], size[0], (x, y, w, h))
 
 
@@ -78,12 +85,17 @@ def bands(network: Network, wanted: Frame, *, device: torch.device | str = "cpu"
     A band depends on its place alone: any two ways to cut one picture give the same samples but for rounding.
     """
     channels, height, width = network.shape
+    tall = max(1, _POINTS // wanted.width)
+    if isinstance(network.model, PicturePrior):
+        x, y, w, h = map(int, wanted.region)
+        part = _whole(network, device)[:, y : y + h, x : x + w]
+        yield from (part[:, top : top + tall] for top in range(0, h, tall))
+        return
     module = network.module(device=device)
     dtype = next(iter(network.weights.values())).dtype
     rows, columns = network.model.coordinates.axes(
         height, width, region=wanted.region, samples=(wanted.height, wanted.width), dtype=dtype, device=device
     )
-    tall = max(1, _POINTS // wanted.width)
     on_cpu = torch.device(device).type == "cpu"
     compiled = None
     if on_cpu and network.record["kernel"] == "auto":
@@ -106,6 +118,16 @@ def bands(network: Network, wanted: Frame, *, device: torch.device | str = "cpu"
             with kernels.fast_matmul(kernel), kernels.Crew(size) as crew:
                 outputs = torch.cat(crew.map(one, -(-len(points) // tile)))
         yield network.model.to_pixels(outputs).reshape(-1, wanted.width, channels).permute(2, 0, 1)
+
+
+def _whole(network: Network, device: torch.device | str) -> Tensor:
+    """The picture (C, H, W) of a network that makes one of one size, from its code without noise."""
+    if network.picture is not None:
+        return network.picture
+    dtype = next(iter(network.weights.values())).dtype
+    with torch.no_grad():
+        output = network.module(device=device)(torch.zeros(1, 1, 1, dtype=dtype, device=device))
+    return network.model.to_pixels(output.float().cpu()).T.reshape(network.shape)
 
 
 def render(

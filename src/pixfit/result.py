@@ -69,6 +69,7 @@ class Result:
         metrics: ``psnr``, ``psnr_8bit``, ``ssim`` against the truth over all pixels, and ``psnr_measured`` against the
             fitted samples; what could not be computed is absent.
         estimate: the picture (C, H, W) that the weights give at the original size, not clamped; None until rendered.
+            With the spec's estimate `AveragedOutput` it is a picture of its own, kept beside the weights.
         device, kernel, threads, versions: what it ran on.
     """
 

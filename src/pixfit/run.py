@@ -30,7 +30,7 @@ from pixfit.result import Result, Status
 from pixfit.spec import Record, Spec
 from pixfit.store import Store, StoreError
 
-__all__ = ["Progress", "choose_device", "fit", "side_by_side"]
+__all__ = ["Progress", "choose_device", "first_weights", "fit", "side_by_side"]
 
 _SLOW_TO_SCORE = 2**20  # pixels above which rendering and scoring take long enough to be killed in
 _SAVE_EVERY = 60.0  # seconds between two checkpoints: what a killed program loses at most
@@ -408,30 +408,53 @@ def _parent_id(spec: Spec) -> str:
     return parent.id
 
 
+def first_weights(spec: Spec, results: Mapping[str, Result] | None = None) -> dict[str, Tensor]:
+    """The tensors that a fit begins with, as its start says.
+
+    Args:
+        spec: the fit, with its picture.
+        results: finished fits by id, where the start names one of them.
+
+    Raises:
+        ValueError: a start that is not to be had, or is another network's.
+    """
+    channels, *size = spec.problem.shape
+    model = spec.model.sized(*size)
+    fresh = dict(model.build(2, channels, generator=stream(spec.seed, "weights")).state_dict())
+    source = _source(spec, results or {}, fresh)
+    return fresh if source is None else starts.merge(fresh, source, layers=spec.start.layers)
+
+
 def _job(spec: Spec, results: Mapping[str, Result], keep: tuple[int, ...]) -> Job:
     if not isinstance(spec.problem, Problem):
         raise ValueError("this spec was read from a file, which never holds the picture; give it a problem")
-    fresh = spec.model.build(2, spec.problem.shape[0], generator=stream(spec.seed, "weights")).state_dict()
-    source = _source(spec, results)
-    weights = fresh if source is None else starts.merge(fresh, source, layers=spec.start.layers)
+    weights = first_weights(spec, results)
     bare = replace(spec, problem=Sealed(dict(spec.plain["problem"])), start=starts.Start())
     return Job(bare, spec.problem.view, weights, spec.start.mask, keep)
 
 
-def _source(spec: Spec, results: Mapping[str, Result]) -> Mapping[str, Tensor] | None:
-    """The tensors that the start names; None for a random start."""
+def _source(spec: Spec, results: Mapping[str, Result], fresh: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+    """The tensors that the start names; None for a random start, which is ``fresh``."""
     named = spec.start.weights
+    if isinstance(named, starts.FromPicture):
+        view = spec.problem.view
+        if not view.operator.pointwise:
+            raise ValueError(
+                f"its start is the picture, which {type(view.operator).__name__} does not measure pixel by pixel; "
+                "leave the start at random"
+            )
+        return spec.model.from_picture(starts.filled(view.measurement, view.use), fresh)
     if isinstance(named, Spec):
         parent = results[named.id]
         if not parent.weights:
             raise ValueError(f"its start {named.id} has no weights: it is {parent.status.value} ({parent.reason})")
         if spec.start.step is None:
-            return parent.weights
+            return named.model.heir(parent.weights)
         if spec.start.step not in parent.kept:
             raise ValueError(
                 f"its start {named.id} ended after {parent.steps} steps and never reached step {spec.start.step}"
             )
-        return parent.kept[spec.start.step]
+        return named.model.heir(parent.kept[spec.start.step])
     return None if named is None else dict(named.tensors)
 
 
@@ -447,7 +470,7 @@ def _result(
         spec=spec, status=Status(outcome.verdict), reason=outcome.reason, weights=outcome.weights, steps=outcome.steps,
         epochs=outcome.epochs, seconds=outcome.seconds, process_seconds=outcome.process_seconds,
         curves={"loss": outcome.losses, **curve}, kept=outcome.kept, device=str(device), kernel=outcome.kernel,
-        threads=torch.get_num_threads(), versions=_versions(),
+        threads=torch.get_num_threads(), versions=_versions(), estimate=outcome.picture,
     )  # fmt: skip
     if result.status is not Status.CANCELLED:  # who interrupts a fit does not want to wait for its scores
         result = _with_estimate(result, device, progress)
@@ -464,6 +487,8 @@ def _result(
 
 def _with_estimate(result: Result, device: torch.device, progress: Callable[[float], None]) -> Result:
     if not result.weights or not all(bool(value.isfinite().all()) for value in result.weights.values()):
+        return result
+    if result.estimate is not None:  # no weights show it
         return result
     return replace(result, estimate=render.render(result, device=device, progress=progress))
 

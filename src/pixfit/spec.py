@@ -13,14 +13,15 @@ from typing import Any, Literal, get_args
 from pixfit import canonical
 from pixfit.canonical import is_number, is_whole
 from pixfit.losses import MSE, Loss
-from pixfit.models import Model
+from pixfit.models import Model, PicturePrior
 from pixfit.optim import Adam, Optimiser, ScheduleFreeAdamW
 from pixfit.problem import Problem, Sealed
 from pixfit.starts import Start
 from pixfit.stopping import Budget, Never, Steps, Stopping
 
 __all__ = [
-    "ESTIMATES", "Batches", "BestHeldOut", "Estimate", "Kernel", "Last", "MovingAverage", "Precision", "Record", "Spec",
+    "ESTIMATES", "AveragedOutput", "Batches", "BestHeldOut", "Estimate", "Kernel", "Last", "MovingAverage", "Precision",
+    "Record", "Spec",
 ]  # fmt: skip
 
 Precision = Literal["float32", "float64", "bfloat16", "bfloat16-backward"]
@@ -79,7 +80,34 @@ class BestHeldOut(Estimate):
             raise ValueError(f"estimate.every is {self.every!r}; it must be a whole number, 1 or more steps")
 
 
-ESTIMATES: dict[str, type[Estimate]] = {"Last": Last, "MovingAverage": MovingAverage, "BestHeldOut": BestHeldOut}
+@dataclass(frozen=True)
+class AveragedOutput(Estimate):
+    """The exponential moving average of the pictures that the steps of training show: ``decay`` of the old and
+    1 − ``decay`` of the new (Ulyanov et al. 2018, for deep image priors).
+
+    The average begins with the first step's picture. It is kept as a picture, since no weights show it; the weights
+    kept with it are those of the same step. The model must be a `pixfit.models.PicturePrior`, which makes the whole
+    picture in each step.
+
+    Args:
+        decay: see above.
+        every: steps between two looks at the average's error on the problem's held-out pixels; the answer is the one
+            with the least. None: the last.
+    """
+
+    decay: float = 0.99
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.decay) and 0 <= self.decay < 1):
+            raise ValueError(f"estimate.decay is {self.decay!r}; it must be 0 up to 1")
+        if self.every is not None and not (is_whole(self.every) and self.every >= 1):
+            raise ValueError(f"estimate.every is {self.every!r}; it must be a whole number, 1 or more steps, or null")
+
+
+ESTIMATES: dict[str, type[Estimate]] = {
+    "Last": Last, "MovingAverage": MovingAverage, "BestHeldOut": BestHeldOut, "AveragedOutput": AveragedOutput,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,14 +194,33 @@ class Spec:
             )
         if isinstance(self.estimate, MovingAverage) and isinstance(self.optimiser, ScheduleFreeAdamW):
             raise ValueError("ScheduleFreeAdamW averages the weights itself; use the estimate Last with it")
-        if isinstance(self.estimate, BestHeldOut) and isinstance(self.problem, Problem) and self.problem.held_out == 0:
-            raise ValueError("the estimate BestHeldOut needs held-out pixels; give the problem held_out=0.1")
+        looks = isinstance(self.estimate, BestHeldOut | AveragedOutput) and self.estimate.every is not None
+        if looks and isinstance(self.problem, Problem) and self.problem.held_out == 0:
+            name = type(self.estimate).__name__
+            raise ValueError(f"the estimate {name} needs held-out pixels; give the problem held_out=0.1")
         operator = self.problem.operator if isinstance(self.problem, Problem) else None
         if self.batches.pixels is not None and operator is not None and not operator.pointwise:
             raise ValueError(
                 f"batches.pixels is {self.batches.pixels}, but {type(operator).__name__} needs the whole picture in "
                 "every step; set batches.pixels to null"
             )
+        self._check_prior()
+
+    def _check_prior(self) -> None:
+        if not isinstance(self.model, PicturePrior):
+            if isinstance(self.estimate, AveragedOutput):
+                raise ValueError(
+                    "the estimate AveragedOutput needs the whole picture in every step, which a "
+                    f"{type(self.model).__name__} does not make; use MovingAverage, or a model such as Hourglass"
+                )
+            return
+        if self.batches.pixels is not None:
+            raise ValueError(
+                f"batches.pixels is {self.batches.pixels}, but {type(self.model).__name__} makes the whole picture in "
+                "every step; set batches.pixels to null"
+            )
+        if isinstance(self.problem, Problem):
+            self.model.sized(*self.problem.shape[1:])
 
     @cached_property
     def plain(self) -> Mapping[str, Any]:

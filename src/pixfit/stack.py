@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from pixfit.kernels import Crew, Plan, twin
-from pixfit.models import Model
+from pixfit.models import Model, PicturePrior
 from pixfit.optim import Entry
 from pixfit.problem import View, stream
 from pixfit.starts import Weights
@@ -48,6 +48,7 @@ class Stack:
         device: torch.device,
     ) -> None:
         self.fits, self.dtype, self.device, self._rounded = len(weights), dtype, device, rounded
+        self._prior = isinstance(model, PicturePrior)
         with torch.device("meta"):
             network = model.network(2, channels)
         self.network = network.to(dtype).to_empty(device=device)
@@ -104,8 +105,11 @@ class Stack:
         """Samples that pass at a time, so that activations stay in the caches of a CPU and in the memory of a GPU."""
         return max(1024, (2**20 if self.device.type == "cpu" else 2**27) // (self.widest * self.fits))
 
-    def forward(self, coordinates: Tensor, *, autocast: bool = False) -> Tensor:
-        """(1 or F, B, 2) to (F, B, C) with the weights in training."""
+    def forward(self, coordinates: Tensor, *, targets: Tensor | None = None, autocast: bool = False) -> Tensor:
+        """(1 or F, B, 2) to (F, B, C) with the weights in training; ``targets`` (F, B, C) for a model with tiles.
+
+        Networks of whole pictures take their noise (1 or F, …) instead of coordinates and give all pixels (F, H·W, C).
+        """
         if self._rounded is not None:
             leaves = self._leaves if self.fits == 1 else self._cut(self.weights)
             tensors = {
@@ -114,7 +118,10 @@ class Stack:
             return twin.forward(self._rounded, tensors | self.buffers, coordinates, backward="bfloat16")
         # The cache of cast weights is shared by threads, which come and go at different times here.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast, cache_enabled=False):
-            output = self.network(coordinates[0])[None] if self.fits == 1 else self._together(self.weights, coordinates)
+            if self.fits > 1:
+                return self._together(self.weights, coordinates, targets).to(self.dtype)
+            given = (coordinates[0],) if targets is None else (coordinates[0], targets[0])
+            output: Tensor = self.network(*given)[None]
         return output.to(self.dtype)
 
     def gradient(self, losses: Tensor) -> Tensor:
@@ -126,29 +133,46 @@ class Stack:
         """The parts (F, n) of weights (F, P) that are one tensor each."""
         return [weights[:, entry.start : entry.stop] for entry in self.layout]
 
-    def _together(self, weights: Tensor, coordinates: Tensor) -> Tensor:
+    def _together(self, weights: Tensor, coordinates: Tensor, targets: Tensor | None = None) -> Tensor:
         """(1 or F, B, 2) to (F, B, C) with any weights (F, P)."""
         parts = zip(self.layout, self._cut(weights), strict=True)
         tensors = {entry.name: part.reshape(-1, *entry.shape) for entry, part in parts}
 
-        def one(tensors: dict[str, Tensor], buffers: dict[str, Tensor], points: Tensor) -> Tensor:
-            output: Tensor = functional_call(self.network, {**tensors, **buffers}, (points,))
+        def one(tensors: dict[str, Tensor], buffers: dict[str, Tensor], *given: Tensor) -> Tensor:
+            output: Tensor = functional_call(self.network, {**tensors, **buffers}, given)
             return output
 
         shared = coordinates.shape[0] == 1
+        if self._prior:  # one after another: a picture fills the machine, and convolutions with F weights are slow
+            pictures = []
+            for fit in range(self.fits):
+                own = {name: value[fit] for name, value in (tensors | self.buffers).items()}
+                pictures.append(functional_call(self.network, own, (coordinates[0 if shared else fit],)))
+            return torch.stack(pictures)
         points = coordinates[0] if shared else coordinates
-        return vmap(one, in_dims=(0, 0, None if shared else 0))(tensors, self.buffers, points)
+        more = () if targets is None else (targets,)
+        in_dims = (0, 0, None if shared else 0, *(0 for _ in more))
+        return vmap(one, in_dims=in_dims)(tensors, self.buffers, points, *more)
 
     def predict(self, weights: Tensor, coordinates: Tensor, crew: Crew) -> Tensor:
-        """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2), tile by tile, without gradients."""
-        coordinates = coordinates.to(self.device, self.dtype)
+        """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2), tile by tile, without gradients.
+
+        Of networks of whole pictures at places (1 or F, n), from all pixels at once.
+        """
         if self.fits == 1:
             self._shown.copy_(weights[0].detach())
 
-        def one(tile: int) -> Tensor:
-            points = coordinates[:, tile * self.tile : (tile + 1) * self.tile]
+        def shown(points: Tensor) -> Tensor:
             with torch.no_grad():
                 return self._still(points[0])[None] if self.fits == 1 else self._together(weights, points)
+
+        if self._prior:
+            pixels = shown(torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device))
+            return _pick(pixels, coordinates.to(self.device).expand(self.fits, -1))
+        coordinates = coordinates.to(self.device, self.dtype)
+
+        def one(tile: int) -> Tensor:
+            return shown(coordinates[:, tile * self.tile : (tile + 1) * self.tile])
 
         return torch.cat(crew.map(one, -(-coordinates.shape[1] // self.tile)), dim=1)
 
@@ -164,7 +188,8 @@ class Samples:
     """What a stack is fitted to: places in the picture, pixels, and weights.
 
     With a pointwise operator a sample is a known pixel: places (1 or F, N) in row-major order, pixels and weights
-    (F, N, C). With any other it is the whole picture: all its places, pixels and weights (F, C', H', W').
+    (F, N, C). With any other, and for networks of whole pictures, it is the whole picture: all its places, pixels and
+    weights (F, C', H', W').
 
     Args:
         model: for the coordinate convention and the target range.
@@ -185,7 +210,9 @@ class Samples:
     ) -> None:
         self.model, self.seeds, self.device = model, seeds, device
         self.operator, self.shape = views[0].operator, views[0].shape
-        self.pointwise = self.operator.pointwise
+        self._prior = model if isinstance(model, PicturePrior) else None
+        self._code_shape = (0, 0, 0) if self._prior is None else self._prior.code_shape
+        self.pointwise = self.operator.pointwise and self._prior is None
         rows, columns = model.coordinates.axes(*self.shape[1:], dtype=dtype)
         self._axes = (rows.to(device), columns.to(device))
         if self.pointwise:
@@ -207,30 +234,79 @@ class Samples:
             self.weights = torch.stack(filled).to(device, dtype)
         self.count = self.places.shape[1]
         self.batch_size = batch if self.pointwise else None
+        self._tiles = None if model.tile is None else self._whole_tiles(*model.tile)
         self.per_epoch = 1 if self.batch_size is None else -(-self.count // self.batch_size)
         self.per_step = self.count if self.batch_size is None else min(self.batch_size, self.count)
         self._order: tuple[int, Tensor] | None = None
         self._whole: tuple[Tensor, Tensor, Tensor | None] | None = None
         if self.batch_size is None:
-            self._whole = (self.at(self.places), model.to_target(self.pixels), self.weights)
+            places, pixels = self.places, self.pixels
+            if self._tiles is not None:
+                places = self._tiles.reshape(1, -1).to(device)
+                pixels = self.pixels[:, places[0]]
+            self._whole = (self.at(places), model.to_target(pixels), self.weights)
+
+    def _whole_tiles(self, rows: int, columns: int) -> Tensor:
+        """Places (T, n) of the pixels of each tile, row by row.
+
+        Raises:
+            ValueError: pixels that are not all known, or batches that are not whole tiles.
+        """
+        _, height, width = self.shape
+        if not self.pointwise or self.count != height * width or self.weights is not None:
+            raise ValueError("a meta-learned start needs to see every pixel of its pictures; leave masks and such out")
+        if self.batch_size is not None and self.batch_size % (rows * columns):
+            raise ValueError(
+                f"batches.pixels is {self.batch_size}; a meta-learned start is trained on whole pictures, here so many "
+                f"times {rows * columns} pixels"
+            )
+        places = torch.arange(self.count).view(height // rows, rows, width // columns, columns)
+        return places.transpose(1, 2).reshape(-1, rows * columns)
+
+    def _order_of(self, seed: int, epoch: int) -> Tensor:
+        """The order of all samples in an epoch, from its number and the seed, so that a resumed fit goes on alike."""
+        generator = stream(seed, f"batches/{epoch}")
+        if self._tiles is None:
+            return torch.randperm(self.count, generator=generator)
+        return self._tiles[torch.randperm(len(self._tiles), generator=generator)].flatten()
 
     def at(self, places: Tensor) -> Tensor:
-        """Coordinates (..., 2) of places (...) in row-major order, on the stack's device."""
+        """Coordinates (..., 2) of places (...) in row-major order, on the stack's device.
+
+        A network of whole pictures knows no coordinates: for it these are the places themselves.
+        """
+        if self._prior is not None:
+            return places.to(self.device)
         return self.model.coordinates.pick(*self._axes, places.to(self.device))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Coordinates (1 or F, B, 2), targets in the network's range and weights (F, B, C) of a step.
 
-        Batches are drawn without replacement within an epoch.
+        Batches are drawn without replacement within an epoch. A network of whole pictures has noise (1 or F, …) for its
+        code in place of coordinates.
         """
         if self._whole is not None:
-            return self._whole
+            inputs, targets, weights = self._whole
+            return (inputs if self._prior is None else self._noise(self._prior, step)), targets, weights
         index, _ = self.rows(step, 1)
         assert index is not None
         index = index[:, 0]
         places = _pick(self.places[..., None], index)[..., 0]
         weights = None if self.weights is None else _pick(self.weights, index)
         return self.at(places), self.model.to_target(_pick(self.pixels, index)), weights
+
+    def _noise(self, prior: PicturePrior, step: int) -> Tensor:
+        """What a step adds to the codes, (F, D, h, w) or (1, 1, 1, 1) of nothing. It hangs on the seed and the step
+        alone, and is drawn where it is used."""
+        std = prior.perturbation.at(step)
+        if std == 0:
+            return torch.zeros(1, 1, 1, 1, dtype=self.pixels.dtype, device=self.device)
+        features, rows, columns = self._code_shape
+        noise = torch.empty(len(self.seeds), rows, columns, features, device=self.device)
+        for drawn, seed in zip(noise, self.seeds, strict=True):
+            own = stream(seed, f"perturbation/{step}").initial_seed()
+            drawn.normal_(0.0, std, generator=torch.Generator(self.device).manual_seed(own))
+        return noise.to(self.pixels.dtype).permute(0, 3, 1, 2)  # in the order in memory that convolutions like
 
     def rows(self, step: int, most: int) -> tuple[Tensor | None, int]:
         """Which samples the next steps see: int64 (F, S, B) of S ≤ most steps of one size in one epoch, and S.
@@ -241,9 +317,8 @@ class Samples:
             return None, most
         epoch, at = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            # An epoch's order hangs on the seed and its number alone, so that a resumed fit draws what it would have.
-            orders = [torch.randperm(self.count, generator=stream(seed, f"batches/{epoch}")) for seed in self.seeds]
-            self._order = (epoch, torch.stack(orders).to(self.device))
+            orders = torch.stack([self._order_of(seed, epoch) for seed in self.seeds])
+            self._order = (epoch, orders.to(self.device))
         start, size = at * self.batch_size, self.batch_size
         count = min(most, (self.count - start) // size)
         if count == 0:  # the epoch's last, smaller batch

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pixfit import canonical, files, modelfile
 from pixfit.result import Result, Status
-from pixfit.spec import Spec
+from pixfit.spec import AveragedOutput, Spec
 
 __all__ = ["Entry", "Flight", "Row", "Store", "StoreError", "Trash"]
 
@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS flights (
 Row = tuple[Any, ...]
 """A line of the index, as `Store.write` returns it and `Store.enter` takes it."""
 
-_CURVE, _WEIGHT, _KEPT = "curve/", "weight/", "kept/"
+_CURVE, _WEIGHT, _KEPT, _PICTURE = "curve/", "weight/", "kept/", "picture"
 
 
 class StoreError(ValueError):
@@ -107,6 +107,8 @@ class Store:
         if weights:
             tensors |= {_WEIGHT + key: value for key, value in result.weights.items()}
             tensors |= {f"{_KEPT}{step}/{key}": t for step, named in result.kept.items() for key, t in named.items()}
+            if isinstance(result.spec.estimate, AveragedOutput) and result.estimate is not None:
+                tensors[_PICTURE] = result.estimate
         file = f"fits/{result.id}.safetensors" if tensors and result.weights else None
         if file is not None and self._may_replace(result):
             self._write_tensors(self.folder / file, tensors, {})
@@ -139,7 +141,8 @@ class Store:
     def get(self, fit: Spec | str) -> Result | None:
         """The result of a spec, or of an id or the beginning of one; None where the store has none.
 
-        Its picture is not stored; `pixfit.render` makes it. With an id the spec's problem is `Sealed`.
+        Its picture is stored only where it is not what the weights show; else `pixfit.render` makes it. With an id the
+        spec's problem is `Sealed`.
 
         Raises:
             StoreError: several ids begin so, or the fit's file is damaged.
@@ -182,6 +185,7 @@ class Store:
             spec=spec, status=Status(status), reason=reason, kept=kept, metrics=_numbers(summary["metrics"]),
             weights={n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)},
             curves={n.removeprefix(_CURVE): t for n, t in tensors.items() if n.startswith(_CURVE)},
+            estimate=tensors.get(_PICTURE),
             **{name: summary[name] for name in names},
         )  # fmt: skip
 

@@ -35,8 +35,9 @@ def show_recipes(
             for key, sentence in listed.items():
                 print(f"{key:<15} {sentence}")
         return
-    plain = dict(recipes.get(name)(Problem(images.load("coffee"))).plain)
-    emit({key: value for key, value in plain.items() if key not in ("problem", "start")})
+    spec = recipes.get(name)(Problem(images.load("coffee")))
+    left_out = ("problem", "start") if spec.start.weights is None else ("problem",)
+    emit({key: value for key, value in spec.plain.items() if key not in left_out})
 
 
 @command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -200,7 +200,7 @@ class Model(ABC):
     """Settings of a network: a frozen value that builds a plain `torch.nn.Module` and knows nothing of losses or loops.
 
     A subclass is a frozen dataclass with at least the fields below and implements `network`. Its networks map
-    (..., in_features) to (..., out_features), depend on torch alone, and implement `reset_parameters(generator)`,
+    (..., in_features) to (..., out_features), unless it is a `PicturePrior`, depend on torch alone, and implement `reset_parameters(generator)`,
     which sets every parameter and buffer.
 
     target_range  what the output means: "signed" pixels in [-1, 1], "unit" pixels in [0, 1].
@@ -220,6 +220,20 @@ class Model(ABC):
     def network(self, in_features: int = 2, out_features: int = 3) -> Network:
         """The network on the current default device, its weights not meant to be used: load or reset them."""
 
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """(rows, columns) of the pictures that the network learns from, tile by tile: then it is trained on whole
+        tiles, and its forward pass is given their targets too. None: it maps coordinates alone."""
+        return None
+
+    def sized(self, height: int, width: int) -> Model:
+        """The settings for pictures of one size, of which some networks are: those that know no coordinates."""
+        return self
+
+    def heir(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors that another fit takes, which starts from a fit of this model."""
+        return weights
+
     def plan(self, in_features: int = 2, out_features: int = 3) -> Plan | None:
         """The same network as layers for a fused kernel. None: no fused kernel serves it, torch runs.
 
@@ -227,6 +241,19 @@ class Model(ABC):
         output, so that their gradient is 0.
         """
         return None
+
+    def from_picture(self, picture: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a network that shows a picture without training, as nearly as it can.
+
+        picture  (C, H, W) in [0, 1].
+        weights  every tensor of the network as drawn at random, kept where the picture has nothing to say.
+
+        Raises ValueError for models that know no such weights, which is most of them.
+        """
+        raise ValueError(
+            f"{type(self).__name__} with these settings cannot start from the picture; an Mlp can, with a Grid, "
+            "activation relu, and no norm, skip or experts; or leave the start at random"
+        )
 
     def build(
         self,
