@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,16 +20,18 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import pixfit as pf
-from pixfit import plots
+from pixfit import plots, workers
 from pixfit.cli import app
+from pixfit.kernels import library
 from pixfit.problem import stream
 from pixfit.schedules import Plateau
 from pixfit.spec import Spec
 from pixfit.store import Store
-from pixfit.studies import STUDIES, PrefitStudy, StudyError, Table
+from pixfit.studies import STUDIES, PrefitStudy, StudyError, Table, prefit_answer
 from pixfit.studies.prefit_published import PUBLISHED
 from pixfit.studies.prefit_scores import Levels, Runs, place, psnr_of_loss
 from pixfit.studies.statistics import crossover, paired
+from tests.reference import train
 
 
 def smoke(**settings: Any) -> PrefitStudy:
@@ -123,7 +127,7 @@ def test_what_each_arm_fits_one_after_the_other() -> None:
         "random": "A", "same": "SA", "different": "DA", "same chained": "ASA", "different chained": "ASADA",
         "mean": "MA", "first 1": "DA", "first 2": "DA",
     }  # fmt: skip
-    assert study.arm_names("2x8") == list(paths)
+    assert study.arm_names("2x8") == [*paths, "reptile", "maml", "meta-sgd"]
     assert study.arm_names("3x8") == list(paths)[:5]
     for arm, letters in paths.items():
         specs = chain(study.fit("2x8", 1, arm))
@@ -133,13 +137,39 @@ def test_what_each_arm_fits_one_after_the_other() -> None:
         assert specs[-1].start.layers == (int(arm[-1]) if arm.startswith("first") else None)
 
 
+def test_what_meta_learned_starts_learn_from() -> None:
+    study = smoke()
+    for arm, lr in (("reptile", 1e-5), ("maml", 1e-5), ("meta-sgd", 5e-5)):
+        learned, fit = chain(study.fit("2x8", 1, arm))
+        assert learned == chain(study.fit("2x8", 0, arm))[0]  # one start serves all triples
+        assert fit.problem == study.picture(1, "A")
+        assert isinstance(learned.model, pf.models.MetaModel)
+        assert (learned.model.inner, learned.model.tile) == (fit.model, (32, 32))
+        assert (learned.optimiser, learned.batches.pixels, learned.budget.steps) == (pf.optim.Adam(lr), 3 * 1024, 8)
+    mosaic = learned.problem.image.data  # type: ignore[union-attr]
+    tiles = set(map(_bytes, mosaic.split(32, dim=1)))
+    taken = {index for one in study.drawn for index in (one.target, one.same, one.different)}
+    assert tiles == {_bytes(study.pictures.image(i).data) for i in range(len(study.pictures)) if i not in taken}
+    few = smoke(meta_pictures=4).fit("2x8", 0, "maml").start.weights
+    assert isinstance(few, Spec)
+    assert few.problem.shape == (3, 4 * 32, 32)
+    with pytest.raises(StudyError, match="meta-learning needs 3 pictures"):
+        smoke(meta_pictures=2).fit("2x8", 0, "maml")
+
+
+def _bytes(picture: torch.Tensor) -> bytes:
+    return picture.contiguous().numpy().tobytes()
+
+
 def test_pre_fits_are_shared_and_never_named_twice(tmp_path: Path) -> None:
     study = smoke(triples="1", sizes="2x8")
     ids = [spec.id for spec in study.fits(Store(tmp_path))]
-    # A, S, SA, D, DA, AS, ASA, ASAD, ASADA; M, MA; two partial starts from D
-    assert len(ids) == len(set(ids)) == 13
-    more = {spec.id for spec in smoke(triples="2", sizes="2x8").fits(Store(tmp_path))}
-    assert set(ids) < more
+    # A, S, SA, D, DA, AS, ASA, ASAD, ASADA; M, MA; two partial starts from D; three learned starts and a fit of each
+    assert len(ids) == len(set(ids)) == 19
+    # More triples add fits to those that there are; a learned start alone must not have seen the new pictures either.
+    some = "random,same,different,mean,partial"
+    few, more = (smoke(triples=count, sizes="2x8", arms=some).fits(Store(tmp_path)) for count in ("1", "2"))
+    assert {spec.id for spec in few} < {spec.id for spec in more}
 
 
 def test_the_mean_picture_has_not_seen_the_target() -> None:
@@ -174,6 +204,32 @@ def test_pictures_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("PIXFIT_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"ciFAIR-10\.zip"):
         PrefitStudy.of("laptop").fits(Store(tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_protocol_is_that_of_the_plain_loop(count: int, tmp_path: Path) -> None:
+    """The first hundred epochs of a fit and of its child, by the kernel in worker processes, against the plain loop."""
+    study = smoke(sizes="2x32,4x64", triples="1", arms="random,same", reset="copy,chained", epochs="100")
+    store = Store(tmp_path)
+    with workers.Pool(count, store, device="cpu") as pool:
+        assert pool.fit(study.specs(store)).failed == 0
+    for size, arm in itertools.product(study.sizes, ("random", "same", "same chained")):
+        fits = chain(study.fit(size, 0, arm))
+        network = fits[0].model.build(2, 3, generator=stream(fits[0].seed, "weights"))
+        for spec in fits:
+            image = spec.problem.image.data  # type: ignore[union-attr]
+            optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
+            halving = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=500)
+            losses = train(
+                network, spec.model.coordinates.grid(32, 32), 2 * image.flatten(1).T - 1, optimiser, 100,
+                scheduler=halving,
+            )  # fmt: skip
+            curve = store.curve(spec.id)
+            assert curve is not None
+            assert np.abs(psnr_of_loss(curve) - psnr_of_loss(torch.tensor(losses))).max() < 0.01
+        found = store.get(fits[-1])
+        assert found is not None
+        assert found.kernel.startswith("fused" if library.isas() else "torch")
 
 
 # --- scores
@@ -284,10 +340,10 @@ def test_a_finished_study_answers_every_question(finished: tuple[PrefitStudy, St
     study, store = finished
     assert study.specs(store) == []
     counts = study.counts(store)
-    assert (counts.fits, counts.done, counts.failed) == (44, 44, 0)
+    assert (counts.fits, counts.done, counts.failed) == (53, 53, 0)
     tables = study.tables(store)
     arms = {(row["size"], row["arm"]): row for row in tables["arms"].rows}
-    assert len(arms) == 8 + 5
+    assert len(arms) == 11 + 5
     curves = np.stack(
         [psnr_of_loss(store.curve(study.fit("3x8", t, "same").id)) for t in range(2)]  # type: ignore[arg-type]
     )
@@ -296,6 +352,20 @@ def test_a_finished_study_answers_every_question(finished: tuple[PrefitStudy, St
     compared = {(row["arm"], row["minus"]) for row in tables["pairs"].rows}
     assert {("same", "random"), ("different", "same"), ("different chained", "same chained")} <= compared
     assert "published" not in tables  # 30 epochs are not to be compared
+
+
+def test_the_published_values_tell_which_way_they_were_run() -> None:
+    """Curves at the level of a published median, for the chained arms; 10 thousand below it for the copied ones."""
+    areas, _ = PUBLISHED["4x64"]
+    levels = {"random": areas[0], "same": areas[1] - 10, "different": areas[2] - 10}
+    levels |= {"same chained": areas[1], "different chained": areas[2] + 1}
+    arms = {arm: Runs(np.full((2, 2000), level / 2), (0, 1), 0) for arm, level in levels.items()}
+    flat = Levels(np.full(2, 14.7), np.full(2, 10.6), np.full(2, 8.4))
+    found = prefit_answer.answer({"4x64": arms}, flat)
+    assert "copied weights are 10.0 away on average, chained ones 0.5; chained is nearer in 2 of 2" in found.summary
+    rows = {row["arm"]: row for row in found.tables["published"].rows}
+    assert rows["random"]["AUC"] == pytest.approx(areas[0])
+    assert {row["within"] for row in rows.values()} == {"yes"}
 
 
 def test_an_unfinished_study_answers_what_it_can(finished: tuple[PrefitStudy, Store], tmp_path: Path) -> None:
@@ -309,7 +379,7 @@ def test_an_unfinished_study_answers_what_it_can(finished: tuple[PrefitStudy, St
         assert result is not None
         part.put(result)
     assert study.counts(part).done == 5
-    assert len(study.specs(part)) == 39
+    assert len(study.specs(part)) == 48
     assert len(study.tables(part)["arms"].rows) > 0
 
 
@@ -339,8 +409,11 @@ def test_a_report_has_its_page_tables_and_figures(finished: tuple[PrefitStudy, S
     written = study.report(store, tmp_path)
     assert all(path.is_file() for path in written)
     page = written[0].read_text("utf-8")
-    assert "44 of 44 fits are finished" in page
-    for name in ("auc", "heat_map", "class_or_order", "difference_auc", "2hls_8hfs", "3hls_8hfs"):
+    assert "53 of 53 fits are finished" in page
+    assert re.findall(r"^\* `(\w+)` = ", page, re.MULTILINE) == list(study.settings())
+    assert not any(name.startswith("_") for name in study.settings())
+    assert len(page) < 50_000
+    for name in ("auc", "heat_map", "class_or_order", "difference_auc", "other_starts_final", "2hls_8hfs", "3hls_8hfs"):
         assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (tmp_path / "figures" / f"{name}.svg").read_bytes()
         assert f"figures/{name}.png" in page
@@ -395,7 +468,7 @@ def test_the_command_from_plan_to_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("climb", "plan"), "there are prefit"),
+        (("prefits", "plan"), "there are prefit"),
         (("prefit", "start"), "plan, run, status, report"),
         (("prefit", "plan", "--profile", "tiny"), "smoke, laptop, published"),
         (("prefit", "plan", "-s", "epoch=3"), "did you mean 'epochs'"),

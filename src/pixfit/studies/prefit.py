@@ -13,8 +13,8 @@ import torch
 from pixfit import images, losses, models, optim, schedules, stopping
 from pixfit.canonical import is_whole
 from pixfit.images import Image, LabelledSet
-from pixfit.problem import Problem
-from pixfit.spec import Spec
+from pixfit.problem import Problem, stream
+from pixfit.spec import Batches, Spec
 from pixfit.starts import Start
 from pixfit.store import Store
 from pixfit.studies import prefit_answer, triples
@@ -27,11 +27,14 @@ __all__ = ["PrefitStudy"]
 _LAYERS, _FEATURES = (2, 3, 4, 5, 6, 7, 8), (32, 64, 128, 256, 512, 1024)
 _SIZES = tuple(f"{layers}x{features}" for layers in _LAYERS for features in _FEATURES)
 _LAPTOP = tuple(size for size in _SIZES if int(size.partition("x")[2]) <= 128)
-_ARMS = ("random", "same", "different", "mean", "partial")
+_ARMS = ("random", "same", "different", "mean", "partial", "reptile", "maml", "meta-sgd")
 _PATHS = {
     "random": "A", "same": "SA", "different": "DA", "same chained": "ASA", "different chained": "ASADA", "mean": "MA",
 }  # fmt: skip
 """The pictures that each arm fits one after the other: the target A, one of its class, one of another, the mean."""
+_META_LR = {"reptile": 1e-5, "maml": 1e-5, "meta-sgd": 5e-5}
+"""The outer learning rates of the meta-learned starts: Tancik et al. 2021, and Strümpler et al. 2022 for the last."""
+_META_PICTURES = 3  # of a step of meta-learning
 _CROP, _CROPS = 32, 6  # side of a crop of a bundled picture, and how many rows and columns of them
 
 
@@ -47,11 +50,14 @@ class PrefitStudy(Study):
         triples: how many.
         sizes: ``LAYERSxFEATURES``, hidden layers and hidden features of the SIREN.
         arms: ``random``, ``same`` and ``different`` as published; ``mean`` starts from a fit of the mean of all others,
-            ``partial`` takes only the first layers of the fit of the different class.
+            ``partial`` takes only the first layers of the fit of the different class, ``reptile``, ``maml`` and
+            ``meta-sgd`` start from weights that were meta-learned on pictures of no triple, see `pixfit.models.Maml`.
         reset: ``copy`` (every pre-fit starts from the initial weights, the experiment as published in words),
             ``chained`` (A, same, A, different, A in one chain, as the published notebook runs it), or both.
-        extra_sizes: the sizes at which the arms ``mean`` and ``partial`` are run.
+        extra_sizes: the sizes at which the arms after ``different`` are run.
         layers: how many first layers the arm ``partial`` takes.
+        meta_steps: of meta-learning, three pictures each; one meta-learned start serves all triples.
+        meta_pictures: how many pictures it learns from at most.
         epochs: of each fit; an epoch is one step on all pixels.
         seed: of the draw ``distinct``; the other draws have their own.
     """
@@ -64,13 +70,22 @@ class PrefitStudy(Study):
     reset: tuple[str, ...] = ("copy", "chained")
     extra_sizes: tuple[str, ...] = ("2x32", "4x64", "4x128")
     layers: tuple[int, ...] = (1, 2)
+    meta_steps: int = 20_000
+    meta_pictures: int = 2000
     epochs: int = 2000
     seed: int = 42
 
     name: ClassVar[str] = "prefit"
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "smoke": {"images": "bundled", "triples": 2, "sizes": ("2x8", "3x8"), "extra_sizes": ("2x8",), "epochs": 30},
-        "laptop": {"sizes": _LAPTOP},
+        "smoke": {
+            "images": "bundled",
+            "triples": 2,
+            "sizes": ("2x8", "3x8"),
+            "extra_sizes": ("2x8",),
+            "epochs": 30,
+            "meta_steps": 8,
+        },
+        "laptop": {"sizes": _LAPTOP, "meta_steps": 3000},
         "published": {"draw": "original"},
     }
 
@@ -88,7 +103,7 @@ class PrefitStudy(Study):
                     raise StudyError(f"{name} is {one!r}; it may be {', '.join(allowed)}")
             if not value:
                 raise StudyError(f"{name} is empty; it may be {', '.join(allowed)}")
-        for name in ("triples", "epochs"):
+        for name in ("triples", "epochs", "meta_steps", "meta_pictures"):
             if not is_whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise StudyError(f"{name} is {getattr(self, name)!r}; it must be a whole number, 1 or more")
         if not (is_whole(self.seed) and 0 <= self.seed < 2**63):
@@ -154,6 +169,21 @@ class PrefitStudy(Study):
             means.append(Problem(Image(mean.clamp(0, 1).float(), name="mean picture", bit_depth=32)))
         return tuple(means)
 
+    @cached_property
+    def _mosaic(self) -> Problem:
+        """Pictures of no triple, one below the other: what the meta-learned starts learn from."""
+        taken = {index for one in self.drawn for index in (one.target, one.same, one.different)}
+        free = [index for index in range(len(self.pictures)) if index not in taken]
+        drawn = torch.randperm(len(free), generator=stream(self.seed, "meta-learning"))[: self.meta_pictures]
+        chosen = [self.pictures.image(free[place]) for place in drawn.sort().values.tolist()]
+        if len(chosen) < _META_PICTURES or len({picture.data.shape for picture in chosen}) > 1:
+            raise StudyError(
+                f"meta-learning needs {_META_PICTURES} pictures or more of one size in no triple, {self.images} has "
+                f"{len(chosen)} others; lower triples, or leave {', '.join(_META_LR)} out of arms"
+            )
+        depth = max(picture.bit_depth for picture in chosen)
+        return Problem(Image(torch.cat([picture.data for picture in chosen], dim=1), name="mosaic", bit_depth=depth))
+
     def picture(self, triple: int, letter: str) -> Problem:
         """The target (A), the one of its class (S), the one of another (D), or the mean picture (M)."""
         if letter == "M":
@@ -172,6 +202,7 @@ class PrefitStudy(Study):
             names += ["mean"] if "mean" in self.arms else []
             if "partial" in self.arms:
                 names += [f"first {k}" for k in self.layers if k <= _model(size).hidden_layers + 1]
+            names += [arm for arm in _META_LR if arm in self.arms]
         return names
 
     def fit(self, size: str, triple: int, arm: str) -> Spec:
@@ -179,6 +210,8 @@ class PrefitStudy(Study):
         if arm.startswith("first "):
             start = Start(weights=self._along(size, triple, "D"), layers=int(arm.removeprefix("first ")))
             return self._one(size, triple, f"{arm}/A", start)
+        if arm in _META_LR:
+            return self._one(size, triple, f"{arm}/A", Start(weights=self._meta(size, arm)))
         return self._along(size, triple, _PATHS[arm])
 
     def _along(self, size: str, triple: int, path: str) -> Spec:
@@ -192,6 +225,22 @@ class PrefitStudy(Study):
                 self.picture(triple, path[-1]), _model(size), start=start, loss=losses.MSE(),
                 optimiser=optim.Adam(lr=1e-4, schedule=schedules.Plateau(decay=0.5, patience=500, threshold=1e-4)),
                 budget=stopping.Steps(self.epochs), seed=self.drawn[triple].seed,
+            )  # fmt: skip
+        return self._specs[key]
+
+    def _meta(self, size: str, arm: str) -> Spec:
+        """The fit that meta-learns the start of an arm."""
+        key = (size, -1, arm)
+        if key not in self._specs:
+            _, height, width = self.picture(0, "A").shape
+            inner = _model(size)
+            made: dict[str, models.MetaModel] = {
+                "reptile": models.Reptile(inner, height, width), "maml": models.Maml(inner, height, width),
+                "meta-sgd": models.Maml(inner, height, width, steps=3, lr=1e-5, rates="learned"),
+            }  # fmt: skip
+            self._specs[key] = Spec(
+                self._mosaic, made[arm], optimiser=optim.Adam(lr=_META_LR[arm]), seed=self.seed,
+                batches=Batches(_META_PICTURES * height * width), budget=stopping.Steps(self.meta_steps),
             )  # fmt: skip
         return self._specs[key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,9 @@ def _summary(results: Results, found: Pairs) -> str:
         ("same chained", "same", "The same class chained against copied: having seen the target once"),
         ("different chained", "different", "The different class chained against copied: having seen the target twice"),
         ("mean", "random", "A pre-fit to the mean picture against a random start"),
+        ("reptile", "random", "A start meta-learned by Reptile against a random start"),
+        ("maml", "random", "A start meta-learned by MAML against a random start"),
+        ("meta-sgd", "random", "A start meta-learned by Meta-SGD against a random start"),
     )  # fmt: skip
     lines = []
     for arm, other, question in questions:
@@ -167,9 +171,29 @@ def _summary(results: Results, found: Pairs) -> str:
         signs = [scores["AUC"].sign for scores in found.get((arm, other), {}).values()]
         lines.append(
             f"* {question}: AUC {one.mean:+.1f} % [{one.low:+.1f}, {one.high:+.1f}], p = {one.p:.2g} over {one.pairs} "
-            f"triples (mean over {count} sizes); better at {signs.count(1)} sizes, worse at {signs.count(-1)}."
+            f"triples (mean over {count} size{'s' * (count > 1)}); better at {signs.count(1)} sizes, worse at {signs.count(-1)}."
         )
+    if (drew := _which_was_published(_against_published(results).rows)) is not None:
+        lines.append(drew)
     return "\n".join(lines)
+
+
+def _which_was_published(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """How far the published medians of the two pre-fit arms are from either way of running them."""
+    found = {(row["size"], row["arm"]): row for row in rows}
+    apart: dict[str, list[float]] = {"copied": [], "chained": []}
+    for (size, arm), row in found.items():
+        if arm in ("same", "different") and (size, f"{arm} chained") in found:
+            for way, ours in (("copied", row), ("chained", found[size, f"{arm} chained"])):
+                apart[way].append(abs(ours["AUC"] - row["published AUC"]))
+    if not apart["copied"]:
+        return None
+    copied, chained = (sum(values) / len(values) for values in apart.values())
+    nearer = sum(two < one for one, two in zip(apart["copied"], apart["chained"], strict=True))
+    return (
+        f"* The published medians of the two pre-fit arms, in thousands: copied weights are {copied:.1f} away on "
+        f"average, chained ones {chained:.1f}; chained is nearer in {nearer} of {len(apart['copied'])} cases."
+    )
 
 
 def _k(value: float) -> float:

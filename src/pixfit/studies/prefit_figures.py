@@ -25,8 +25,12 @@ _STYLES = {
     "different": Style("different class", "mediumseagreen"),
     "same chained": Style("same class, chained", "peru", dashed=True),
     "different chained": Style("different class, chained", "seagreen", dashed=True),
-    "mean": Style("mean picture", "mediumpurple"),
+    "mean": Style("mean picture", "mediumpurple"), "reptile": Style("Reptile", "slategray"),
+    "maml": Style("MAML", "crimson"), "meta-sgd": Style("Meta-SGD", "black"),
 }  # fmt: skip
+
+_PUBLISHED = ("random", "same", "different", "same chained", "different chained")
+"""Arms of the published study, as told and as run; the others are run at few sizes."""
 
 
 def _style(arm: str) -> Style:
@@ -40,24 +44,27 @@ def figures(results: Results, pairs: Pairs) -> dict[str, Callable[[], Figure]]:
     sizes = list(results)
     labels = [_long(size) for size in sizes]
     drawn: dict[str, Callable[[], Figure]] = {}
-    arms = [arm for arm in _STYLES if any(arm in found for found in results.values())]
     values = {
         _style(arm): [results[s][arm].scores()["AUC"] if arm in results[s] else np.empty(0) for s in sizes]
-        for arm in arms
-        if arm != "mean"
+        for arm in _PUBLISHED
+        if any(arm in found for found in results.values())
     }
     epochs = next(iter(results[sizes[0]].values())).curves.shape[1]
     title = f"Area under PSNR curves for differently sized SIRENs fit on a random image A for {epochs} epochs"
     drawn["auc"] = lambda: plots.grouped_boxes(labels, values, title=title, y="Area under the Curve (AUC), thousands")
-    for name, score, y in (
-        ("difference_auc", "AUC", "AUC difference, thousands"),
-        ("difference_auc60", "AUC60", "difference of AUC cut at 60 dB, thousands"),
-        ("difference_final", "final", "difference of final PSNR, dB"),
+    others = [size for size in sizes if not set(results[size]) <= set(_PUBLISHED)]
+    for score, y in (
+        ("AUC", "AUC difference, thousands"),
+        ("AUC60", "difference of AUC cut at 60 dB, thousands"),
+        ("final", "difference of final PSNR, dB"),
     ):
-        drawn[name] = functools.partial(
-            plots.intervals, labels, _against(pairs, sizes, "random", score),
-            title="Against a random start, with 95 % intervals", y=y,
-        )  # fmt: skip
+        for name, among, published in (("difference", sizes, True), ("other_starts", others, False)):
+            series = _against(pairs, among, "random", score, published=published)
+            if series:
+                drawn[f"{name}_{score.lower()}"] = functools.partial(
+                    plots.intervals, [_long(size) for size in among], series,
+                    title="Against a random start, with 95 % intervals", y=y,
+                )  # fmt: skip
     if any(key in pairs for key in (("different", "same"), ("different chained", "same chained"))):
         drawn["class_or_order"] = lambda: plots.intervals(
             labels,
@@ -92,6 +99,7 @@ def _curves(size: str, arms: Mapping[str, Runs]) -> Figure:
         "weights copied": ("random", "same", "different"),
         "chained": ("random", "same chained", "different chained"),
         "other starts": ("random", "mean", *(arm for arm in arms if arm.startswith("first "))),
+        "meta-learned starts": ("random", "reptile", "maml", "meta-sgd"),
     }
     panels: list[tuple[str, dict[Style, NDArray[np.float64]]]] = []
     for name, wanted in families.items():
@@ -113,11 +121,14 @@ def _row(scores: Mapping[str, Paired] | None, score: str) -> tuple[float, float,
     )
 
 
-def _against(pairs: Pairs, sizes: Sequence[str], other: str, score: str) -> dict[Style, NDArray[np.float64]]:
+def _against(
+    pairs: Pairs, sizes: Sequence[str], other: str, score: str, *, published: bool
+) -> dict[Style, NDArray[np.float64]]:
+    """Differences and their intervals (sizes, 3), of the published arms or of the others."""
     return {
         _style(arm): np.array([_row(found.get(size), score) for size in sizes])
         for (arm, against), found in pairs.items()
-        if against == other
+        if against == other and (arm in _PUBLISHED) == published and any(size in found for size in sizes)
     }
 
 

@@ -24,7 +24,8 @@ _FAIR = 500  # epochs after which a fit at the level of one colour has collapsed
 _COMPARED = (
     ("same", "random"), ("different", "random"), ("different", "same"), ("same chained", "random"),
     ("different chained", "random"), ("different chained", "same chained"), ("same chained", "same"),
-    ("different chained", "different"), ("mean", "random"), ("mean", "different"),
+    ("different chained", "different"), ("mean", "random"), ("mean", "different"), ("reptile", "random"),
+    ("maml", "random"), ("meta-sgd", "random"), ("reptile", "mean"), ("maml", "mean"), ("meta-sgd", "mean"),
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pixfit import files, plots
-from pixfit.spec import Spec
+from pixfit.spec import Record, Spec
 from pixfit.store import Store
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ class Table:
 
     Args:
         notes: what a reader must know to read the columns.
+        shown: whether the page of a report shows it; False: it is too long, and is a file alone.
     """
 
     title: str
     rows: Sequence[Mapping[str, Any]]
     notes: str = ""
+    shown: bool = True
 
     @property
     def columns(self) -> list[str]:
@@ -79,11 +81,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a study says: a few sentences of Markdown, and tables and figures by file name; figures draw when called."""
+    """What a study says: a few sentences of Markdown, and tables, figures and films by file name.
+
+    Figures and films (the bytes of a WebP file) are made when called.
+    """
 
     summary: str
     tables: Mapping[str, Table]
     figures: Mapping[str, Callable[[], Figure]]
+    films: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Study(ABC):
         changes: dict[str, Any] = {}
         for dotted, value in settings.items():
             first, _, rest = dotted.partition(".")
-            known = [f.name for f in fields(self) if f.name != "profile"]
+            known = list(self.settings())
             if first not in known:
                 close = difflib.get_close_matches(first, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
@@ -149,7 +155,11 @@ class Study(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain values, for a report."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "profile"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "profile"}
+
+    def record(self, spec: Spec) -> Record:
+        """What to write down during one of the fits: by default a curve of about 40 points, and no weights."""
+        return Record()
 
     def specs(self, store: Store) -> list[Spec]:
         """The fits that are still wanted, parents before children; asked again when results have arrived."""
@@ -169,7 +179,7 @@ class Study(ABC):
     def report(
         self, store: Store, folder: str | Path, progress: Callable[[float], None] = lambda fraction: None
     ) -> list[Path]:
-        """Writes ``report.md``, every table as CSV, and every figure as PNG and SVG; no picture of the data.
+        """Writes ``report.md``, every table as CSV, every figure as PNG and SVG, and every film as WebP.
 
         Returns:
             the files, the page first.
@@ -184,12 +194,17 @@ class Study(ABC):
         for name, table in answer.tables.items():
             written.append(place / f"{name}.csv")
             files.write_bytes(written[-1], table.csv().encode())
+        drawings = len(answer.figures) + len(answer.films)
         for index, (name, draw) in enumerate(answer.figures.items()):
-            progress(index / len(answer.figures))
+            progress(index / drawings)
             figure = draw()
             for suffix, data in ((".png", plots.png(figure)), (".svg", plots.svg(figure))):
                 written.append(place / "figures" / f"{name}{suffix}")
                 files.write_bytes(written[-1], data)
+        for index, (name, shoot) in enumerate(answer.films.items(), start=len(answer.figures)):
+            progress(index / drawings)
+            written.append(place / "figures" / f"{name}.webp")
+            files.write_bytes(written[-1], shoot())
         settings = [f"* `{name}` = {_cell(value)}" for name, value in self.settings().items()]
         state = f"{counts.done} of {counts.fits} fits are finished"
         state += f", {counts.failed} failed" if counts.failed else ""
@@ -198,9 +213,10 @@ class Study(ABC):
             f"# {type(self).__name__.removesuffix('Study')} study: {self.profile} profile", "",
             f"{state}; {counts.seconds / 3600:.2f} processor hours of training.", "",
             *([answer.summary, ""] if answer.summary else []),
-            *(table.markdown() for table in answer.tables.values()),
-            *(["## Figures", ""] if answer.figures else []),
+            *(table.markdown() for table in answer.tables.values() if table.shown),
+            *(["## Figures", ""] if drawings else []),
             *(f"![{name}](figures/{name}.png)\n" for name in answer.figures),
+            *(f"![{name}](figures/{name}.webp)\n" for name in answer.films),
             "## Settings", "", *settings, "",
         ]  # fmt: skip
         files.write_bytes(written[0], "\n".join(page).encode())
