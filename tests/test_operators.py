@@ -873,3 +873,14 @@ def test_what_is_no_operator_at_all() -> None:
             Problem(picture(3, 4, 4), value)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"turned takes pictures \(C, H, W\) = \(3, 4, 4\), got \(3, 4, 5\)"):
         Problem(picture(3, 4, 5), External(Turned(), (3, 4, 4), "turned"))
+
+
+def test_the_measured_psnr_of_values_beyond_the_pictures_range() -> None:
+    """Random sums are negative as often as not, and a kernel may brighten: the picture is clamped, they are not."""
+    for operator in (GaussianSensing(40, seed=1), Blur(torch.full((3, 3), 0.5), "zero")):
+        problem = Problem(picture(3, 6, 7), operator)
+        result = run.fit(Spec(problem, Siren(1, 8), budget=Steps(3)), device="cpu")
+        assert result.estimate is not None
+        error = operator.forward(result.estimate.clamp(0, 1)) - problem.view.measurement
+        level = -10 * error.double().square().mean().log10()
+        assert result.metrics["psnr_measured"] == pytest.approx(float(level), abs=1e-3)

@@ -470,18 +470,18 @@ class _Loop:
         return (predicted.cpu() - measured)[wanted.expand_as(measured)]
 
     def measured_psnr(self, weights: Tensor, limit: int | None = None) -> list[float]:
-        """PSNR (F) of the clamped prediction against the fitted samples, or against about ``limit`` of them."""
+        """PSNR (F) of what the clamped picture measures, against the fitted samples or about ``limit`` of them."""
         self.clock.pause()
         samples = self.samples
         stride = 1 if limit is None or not samples.pointwise else -(-samples.count // limit)
         part = slice(None, None, stride)
         if samples.pointwise:
-            predicted = self.predict(weights, samples.at(samples.places[:, part]))
+            predicted = self.predict(weights, samples.at(samples.places[:, part])).clamp(0, 1)
             targets, scale = samples.pixels[:, part], None if samples.weights is None else samples.weights[:, part]
         else:
-            predicted = samples.operator.forward(samples.picture(self._output(weights, samples.at(samples.places))))
-            targets, scale = samples.pixels, samples.weights
-        error = (predicted.clamp(0, 1) - targets).square().double()
+            picture = samples.picture(self._output(weights, samples.at(samples.places))).clamp(0, 1)
+            predicted, targets, scale = samples.operator.forward(picture), samples.pixels, samples.weights
+        error = (predicted - targets).square().double()
         means = (error if scale is None else error * scale).flatten(1).sum(dim=1) / _size(targets, scale)
         self.clock.start()
         return [

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Style", "curve_bands", "error_map", "fit_curve", "grouped_boxes", "heat_maps", "intervals", "png", "side_by_side",
-    "svg",
+    "Style", "bars", "captioned", "curve_bands", "curves", "error_map", "fields", "film", "fit_curve", "grouped_boxes",
+    "heat_maps", "intervals", "png", "side_by_side", "svg",
 ]  # fmt: skip
 
 _INK, _ACCENT = "#30343b", "#3b6fb6"
@@ -185,24 +185,35 @@ def heat_maps(
     x: str,
     y: str,
     label: str,
+    around_zero: bool = True,
 ) -> Figure:
-    """Panels of numbers by row and column (R, C) in colours around zero; NaN is left white."""
+    """Panels of numbers by row and column (R, C); NaN is left white.
+
+    Args:
+        around_zero: colours and signs are of differences; False: colours span the values there are.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(
         figsize=(max(6.4, (1.1 + 0.62 * len(columns)) * len(panels)), 1.6 + 0.5 * len(rows)), layout="constrained"
     )
     figure.suptitle(title)
-    finite = np.concatenate([np.abs(values[np.isfinite(values)]) for _, values in panels])
-    limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    finite = np.concatenate([values[np.isfinite(values)] for _, values in panels])
+    limit = float(np.abs(finite).max()) if np.abs(finite).any() else 1.0
+    low, high = (
+        (-limit, limit) if around_zero else (float(finite.min()), float(finite.max())) if finite.size else (0, 1)
+    )
     drawn = None
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, values) in zip(all_axes, panels, strict=True):
-        drawn = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        drawn = axes.imshow(values, cmap="RdBu" if around_zero else "viridis", vmin=low, vmax=high, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
-                colour = "white" if abs(value) > 0.6 * limit else _INK
-                axes.text(column, row, f"{value:+.0f}", ha="center", va="center", fontsize=8, color=colour)
+                dark = abs(value) > 0.6 * limit if around_zero else value < 0.5 * (low + high)
+                shown = f"{value:+.0f}" if around_zero else f"{value:.1f}"
+                axes.text(
+                    column, row, shown, ha="center", va="center", fontsize=8, color="white" if dark else _INK
+                )  # fmt: skip
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(x)
         axes.set_xticks(range(len(columns)), columns)
@@ -211,6 +222,106 @@ def heat_maps(
     if drawn is not None:
         figure.colorbar(drawn, ax=list(all_axes), label=label)
     return figure
+
+
+def bars(groups: Sequence[str], series: Mapping[Style, NDArray[np.floating]], *, title: str, y: str) -> Figure:
+    """Bars with error bars by group, on an axis that begins a little below the lowest.
+
+    Args:
+        series: of each (G, 2): the height and its error; a NaN height draws nothing, a NaN error no error bar.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5.0, 1.1 * len(groups) + 2.4), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / max(1, len(series))
+    for place, (style, values) in enumerate(series.items()):
+        at = np.arange(len(groups)) + (place - (len(series) - 1) / 2) * width
+        axes.bar(
+            at, values[:, 0], 0.9 * width, yerr=values[:, 1], capsize=3, color=style.colour, label=style.label,
+            hatch="//" if style.dashed else "",
+        )  # fmt: skip
+    heights = np.concatenate([values[:, 0] for values in series.values()])
+    if np.isfinite(heights).any():
+        low, high = np.nanmin(heights), np.nanmax(heights)
+        axes.set_ylim(low - max(0.5, 0.4 * (high - low)), high + max(0.5, 0.25 * (high - low)))
+    axes.set_xticks(range(len(groups)), groups)
+    _tidy(axes, title, "", y)
+    figure.legend(loc="outside upper center", ncols=min(4, max(1, len(series))))
+    return figure
+
+
+def curves(
+    series: Mapping[Style, tuple[NDArray[np.floating], NDArray[np.floating]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    log: bool = False,
+) -> Figure:
+    """Lines (x, y) in one panel; ``log`` makes the upright axis logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for style, (across, up) in series.items():
+        axes.plot(across, up, color=style.colour, label=style.label, linestyle="--" if style.dashed else "-")
+    if log:
+        axes.set_yscale("log")
+    _tidy(axes, title, x, y)
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def fields(rows: Sequence[Sequence[tuple[str, NDArray[np.floating]]]], *, title: str, label: str) -> Figure:
+    """Rows of titled maps (H, W) of values in [0, 1], all on one scale of colours."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(1.2 + 2.2 * columns, 0.8 + 2.4 * len(rows)), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for row, places in zip(rows, panels, strict=True):
+        for (name, values), axes in zip(row, places, strict=False):
+            drawn = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_title(name, fontsize=8)
+    figure.colorbar(drawn, ax=panels, label=label, shrink=0.8)
+    return figure
+
+
+def captioned(picture: Tensor, caption: str) -> Tensor:
+    """The picture (C, H, W) as RGB with a line of text on a dark strip at its top, as wide as the picture allows."""
+    from PIL import Image as PillowImage
+    from PIL import ImageDraw, ImageFont
+
+    colour = picture.expand(3, -1, -1) if picture.shape[0] == 1 else picture[:3]
+    sheet = PillowImage.fromarray(_bytes(colour))
+    draw = ImageDraw.Draw(sheet)
+    length = draw.textlength(caption, font=ImageFont.load_default(100))
+    size = min(20.0, 100 * 0.96 * sheet.width / length)
+    draw.rectangle((0, 0, sheet.width, 1.4 * size), fill=(24, 26, 30))
+    draw.text((0.02 * sheet.width, 0.1 * size), caption, fill=(255, 255, 255), font=ImageFont.load_default(size))
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).float() / 255
+
+
+def film(frames: Sequence[Tensor], *, per_second: float) -> bytes:
+    """Pictures (3, H, W) in [0, 1] of one size as an animated WebP file that plays for ever; the last one stays."""
+    from PIL import Image as PillowImage
+
+    pictures = [PillowImage.fromarray(_bytes(frame)) for frame in frames]
+    duration = [round(1000 / per_second)] * (len(pictures) - 1) + [2000]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=duration, loop=0, quality=90
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+def _bytes(picture: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) in [0, 1] as (H, W, 3) bytes."""
+    return (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def _tidy(axes: Axes, title: str, x: str, y: str) -> None:

@@ -72,8 +72,8 @@ class Pool:
         workers: how many processes. On a CPU each has one thread; on a GPU they share the card.
         store: where results go, and where finished parents are taken from.
         device: ``cpu``, ``cuda``, …; by default a GPU where there is one.
-        weights: whether to keep the weights of fits that no other fit starts from.
-        record: what to write down on the way.
+        weights: whether to keep the weights of all fits; else of those that others start from, or that kept steps.
+        record: what to write down on the way, fit by fit; by default a curve of about 40 points.
 
     Raises:
         ValueError: fewer than one worker, or a device that is not here.
@@ -86,12 +86,13 @@ class Pool:
         *,
         device: str | None = None,
         weights: bool = False,
-        record: Record | None = None,
+        record: Callable[[Spec], Record] = lambda spec: Record(),
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers is {workers}; at least one process is needed")
         self.device, self.store = str(run.choose_device(device)), store
-        self._settings = (str(store.folder), self.device, record or Record(), weights)
+        self._settings = (str(store.folder), self.device, weights)
+        self._record = record
         self._wanted = workers
         self._workers: list[_Worker] = []
 
@@ -195,7 +196,7 @@ class Pool:
             worker.task = tasks.popleft()
             worker.left = {spec.id: spec for spec in worker.task}
             with contextlib.suppress(OSError):  # it has died: the end of its pipe will tell
-                worker.pipe.send_bytes(pickle.dumps(worker.task))
+                worker.pipe.send_bytes(pickle.dumps([(spec, self._record(spec)) for spec in worker.task]))
 
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
@@ -275,7 +276,7 @@ class _Relay(Store):
         return found if found is None or found.weights else None
 
     def put(self, result: Result, *, name: str = "", recipe: str = "") -> None:
-        keep = self._keep_all or result.id in self.parents or not result.status.finished
+        keep = self._keep_all or result.id in self.parents or bool(result.kept) or not result.status.finished
         self._pipe.send(("row", self.write(result, name=name, recipe=recipe, weights=keep)))
 
     def note_flight(
@@ -287,7 +288,7 @@ class _Relay(Store):
         """The parent does it when it files the row."""
 
 
-def _work(pipe: Connection, folder: str, device: str, record: Record, keep_all: bool) -> None:
+def _work(pipe: Connection, folder: str, device: str, keep_all: bool) -> None:
     """A worker's life: tasks in, rows out, until an empty message or the end of the parent."""
     import torch
 
@@ -296,10 +297,13 @@ def _work(pipe: Connection, folder: str, device: str, record: Record, keep_all: 
     relay = _Relay(folder, pipe, keep_all)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while data := pipe.recv_bytes():
-            specs: list[Spec] = pickle.loads(data)
-            relay.parents = {spec.start.weights.id for spec in specs if isinstance(spec.start.weights, Spec)}
+            task: list[tuple[Spec, Record]] = pickle.loads(data)
+            relay.parents = {spec.start.weights.id for spec, _ in task if isinstance(spec.start.weights, Spec)}
             try:
-                run.fit(specs, relay, device=device, record=record)
+                for record in dict.fromkeys(record for _, record in task):
+                    alike = [spec for spec, one in task if one == record]
+                    if any(r.status is Status.CANCELLED for r in run.fit(alike, relay, device=device, record=record)):
+                        break
                 pipe.send(("idle",))
             except KeyboardInterrupt:
                 pipe.send(("idle",))
@@ -311,47 +315,75 @@ def _work(pipe: Connection, folder: str, device: str, record: Record, keep_all: 
 
 
 def _work_of(spec: Spec) -> float:
-    """Of a fit, in some unit that is about the same for all fits of a study."""
+    """The work of a fit, in some unit that is about the same for all fits of a study."""
+    return (_limit(spec) or 1) * _samples(spec) * spec.model.parameters_count(out_features=3)
+
+
+def _limit(spec: Spec) -> int | None:
+    """The steps at which the budget ends the fit; None where seconds alone do."""
+    return spec.budget.step_limit(spec.batches.steps_per_epoch(math.prod(spec.problem.shape[1:])))
+
+
+def _samples(spec: Spec) -> int:
+    """How many pixels a step sees."""
     pixels = math.prod(spec.problem.shape[1:])
-    steps = spec.budget.step_limit(spec.batches.steps_per_epoch(pixels)) or 1
-    return steps * min(pixels, spec.batches.pixels or pixels) * spec.model.parameters_count(out_features=3)
+    return min(pixels, spec.batches.pixels or pixels)
 
 
-def estimate(specs: Sequence[Spec], *, device: str | None = None, seconds: float = 5.0) -> float:
+def estimate(
+    specs: Sequence[Spec],
+    *,
+    device: str | None = None,
+    seconds: float = 5.0,
+    record: Callable[[Spec], Record] = lambda spec: Record(),
+) -> float:
     """About how many seconds one process needs for all the specs, from short runs of some kinds of them.
 
-    Kinds differ in model and number of pixels; up to six are timed, spread over their sizes, and the others are
-    interpolated by the number of parameters times pixels. Fits with a budget in seconds count as these.
+    Kinds differ in model and pixels a step; up to six that have a plan for compiled kernels are timed and six that have
+    none, spread over their sizes, and the others are interpolated by the number of parameters times pixels. Fits with a
+    budget in seconds count as these.
 
     Args:
         seconds: that the runs take about.
+        record: as of `Pool`.
     """
-    kinds: dict[tuple[str, int], list[Spec]] = {}
+    kinds: dict[bool, dict[tuple[str, int], list[Spec]]] = {}
     total = 0.0
     for spec in specs:
         if spec.budget.seconds is not None:
             total += spec.budget.seconds
         elif isinstance(spec.problem, Problem):
-            kinds.setdefault((canonical.text(spec.model), math.prod(spec.problem.shape[1:])), []).append(spec)
-    work = {key: math.log(group[0].model.parameters_count(out_features=3) * key[1]) for key, group in kinds.items()}
-    ordered = sorted(kinds, key=lambda key: work[key])
-    count = min(_SIZES, len(ordered))
-    chosen = list(dict.fromkeys(ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)))
-    pace = [_pace(kinds[key][0], device, seconds / (len(chosen) + 1)) for key in chosen]
-    for key, group in kinds.items():
-        step = math.exp(np.interp(work[key], [work[one] for one in chosen], [math.log(step) for step, _ in pace]))
+            alike = kinds.setdefault(spec.model.plan(2, spec.problem.shape[0]) is not None, {})
+            alike.setdefault((canonical.text(spec.model), _samples(spec)), []).append(spec)
+    for alike in kinds.values():
+        work = {key: math.log(group[0].model.parameters_count(out_features=3) * key[1]) for key, group in alike.items()}
+        ordered = sorted(alike, key=lambda key: work[key])
+        count = min(_SIZES, len(ordered))
+        chosen = list(dict.fromkeys(ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)))
+        # The first run finds everything cold, and is made twice.
+        share = seconds / len(kinds) / (len(chosen) + 1)
+        _, *pace = [_pace(alike[key][0], device, share) for key in (chosen[0], *chosen)]
         extra = sum(extra for _, extra in pace) / len(pace)
-        for spec in group:
-            total += extra + step * (spec.budget.step_limit(spec.batches.steps_per_epoch(key[1])) or 0)
+        for key, group in alike.items():
+            step = math.exp(np.interp(work[key], [work[one] for one in chosen], [math.log(step) for step, _ in pace]))
+            total += sum(extra + step * ((_limit(spec) or 0) + _looks(spec, record(spec))) for spec in group)
     return total
+
+
+def _looks(spec: Spec, record: Record) -> float:
+    """What the points of a curve that were asked for take, in steps: for as many pixels a third of one, without the
+    way back."""
+    if record.every is None:
+        return 0.0
+    points = min(record.points, math.prod(spec.problem.shape[1:]))
+    return (_limit(spec) or 0) / record.every * points / _samples(spec) / 3
 
 
 def _pace(spec: Spec, device: str | None, seconds: float) -> tuple[float, float]:
     """Seconds of a step, and of all that a fit takes besides its steps."""
-    short = replace(spec, start=Start(), budget=Budget(seconds=seconds / 3), stopping=Never())
-    run.fit(short, device=device)  # the first run warms up
+    short = replace(spec, start=Start(), budget=Budget(seconds=seconds), stopping=Never())
     began = time.monotonic()
-    result = run.fit(replace(short, budget=Budget(seconds=seconds / 2)), device=device)
+    result = run.fit(short, device=device)
     return result.seconds / max(1, result.steps), max(0.0, time.monotonic() - began - result.seconds)
 
 

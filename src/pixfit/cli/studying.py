@@ -78,7 +78,7 @@ def study(
             {
                 "study": name, "profile": profile, "fits": counts.fits, "done": counts.done, "failed": counts.failed,
                 "seconds": time.monotonic() - began, **extra,
-                "tables": names, "figures": [str(path) for path in files if path.suffix in (".png", ".svg")],
+                "tables": names, "figures": [str(path) for path in files if path.parent.name == "figures"],
             }
         )  # fmt: skip
     elif verb != "plan":
@@ -99,10 +99,13 @@ def _plan(study: Study, store: Store, workers: int | None, device: str, *, show:
     chosen = run.choose_device(device)
     count = workers or _processes(str(chosen))
     wanted, counts = study.specs(store), study.counts(store)
-    seconds = working.estimate(wanted, device=str(chosen)) / count if wanted else 0.0
+    seconds = working.estimate(wanted, device=str(chosen), record=study.record) / count if wanted else 0.0
     parents = {spec.start.weights.id for spec in wanted if hasattr(spec.start.weights, "id")}
     numbers = sum(spec.budget.steps or 0 for spec in wanted)
-    numbers += sum(spec.model.parameters_count(out_features=3) for spec in wanted if spec.id in parents)
+    for spec in wanted:
+        kept = len(study.record(spec).keep)
+        if kept or spec.id in parents:
+            numbers += (1 + kept) * spec.model.parameters_count(out_features=3)
     disk = 4 * numbers + 6000 * len(wanted)
     if show:
         print(f"{'study':<11} {study.name}, {study.profile} profile")
@@ -119,7 +122,8 @@ def _run(study: Study, store: Store, workers: int | None, device: str, quiet: bo
     chosen = str(run.choose_device(device))
     tried: set[str] = set()
     began = time.monotonic()
-    with Pool(workers or _processes(chosen), store, device=chosen) as pool, bar(quiet, study.name) as show:
+    count = workers or _processes(chosen)
+    with Pool(count, store, device=chosen, record=study.record) as pool, bar(quiet, study.name) as show:
 
         def on_progress(at: Tally) -> None:
             under_way = ", ".join(f"{fraction:.0%}" for fraction in at.current.values())
