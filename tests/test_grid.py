@@ -28,7 +28,8 @@ CONVENTIONS = [
     for alignment, span, order in product(("center", "corner"), ("signed", "unit"), ("xy", "row_col"))
 ]
 conventions = pytest.mark.parametrize("convention", CONVENTIONS, ids=lambda c: f"{c.alignment}-{c.range}-{c.order}")
-interpolations = pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+interpolations = pytest.mark.parametrize("interpolation", ["linear", "cubic", "spline"])
+through_vertices = pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 
 
 def built(grid: Grid, convention: Coordinates, seed: int = 0) -> Any:
@@ -64,7 +65,7 @@ def filled(convention: Coordinates, interpolation: str, function: Callable[[Tens
 
 
 @conventions
-@interpolations
+@through_vertices
 def test_a_vertex_has_its_own_features(convention: Coordinates, interpolation: str) -> None:
     """The samples of a picture of the level's size are its vertices, rows along rows, in both orders of coordinates."""
     grid = Grid(((5, 7, 3), (6, 4, 2)), interpolation=interpolation, alignment=convention.alignment)  # type: ignore[arg-type]
@@ -100,14 +101,23 @@ def test_cubic_reproduces_quadratics_and_is_smooth(convention: Coordinates) -> N
     assert not torch.allclose(filled(convention, "linear", bowl)(x)[:, 0], bowl(row, column), atol=1e-4)
 
 
-def test_cubic_is_the_published_kernel() -> None:
-    """Keys (1981), a = -1/2: an impulse at one vertex of a row shows the kernel."""
-    network = built(Grid(((1, 9, 1),), interpolation="cubic"), Coordinates(range="unit"))
+@pytest.mark.parametrize(
+    ("interpolation", "near", "far"),
+    [
+        ("cubic", lambda s: 1.5 * s**3 - 2.5 * s**2 + 1, lambda s: -0.5 * s**3 + 2.5 * s**2 - 4 * s + 2),
+        ("spline", lambda s: 0.5 * s**3 - s**2 + 2 / 3, lambda s: (2 - s) ** 3 / 6),
+    ],
+)
+def test_an_impulse_at_a_vertex_shows_the_published_kernel(
+    interpolation: Any, near: Callable[[Tensor], Tensor], far: Callable[[Tensor], Tensor]
+) -> None:
+    """Keys (1981) with a = -1/2; the cubic B-spline (Hou and Andrews 1978)."""
+    network = built(Grid(((1, 9, 1),), interpolation=interpolation), Coordinates(range="unit"))
     with torch.no_grad():
         network.tables[0].copy_(torch.eye(9, dtype=torch.float64)[:, 4:5])
     distance = torch.linspace(-2.5, 2.5, 101, dtype=torch.float64)
     s = distance.abs()
-    kernel = torch.where(s <= 1, 1.5 * s**3 - 2.5 * s**2 + 1, -0.5 * s**3 + 2.5 * s**2 - 4 * s + 2) * (s < 2)
+    kernel = torch.where(s <= 1, near(s), far(s)) * (s < 2)
     x = torch.stack([(4.5 + distance) / 9, torch.full_like(s, 0.5)], dim=-1)
     torch.testing.assert_close(network(x)[:, 0], kernel)
 
@@ -175,7 +185,7 @@ grids = st.builds(
     Grid,
     st.lists(st.tuples(sides, sides, st.integers(1, 5)), min_size=1, max_size=4).map(tuple),
     st.sampled_from([None, 1, 4, 32]),
-    st.sampled_from(["linear", "cubic"]),
+    st.sampled_from(["linear", "cubic", "spline"]),
     st.sampled_from(["center", "corner"]),
 )
 
@@ -276,7 +286,37 @@ def test_a_full_resolution_grid_stores_the_picture(convention: Coordinates, inte
     spec = pf.Spec(pf.Problem(image), model, optimiser=Adam(lr=3e-2, schedule=Cosine()), budget=pf.Steps(600))
     result = pf.fit(spec)
     assert result.psnr is not None
-    assert result.psnr > 100.0
+    assert result.psnr > (80.0 if interpolation == "spline" else 100.0)  # its vertices answer for each other
+
+
+@conventions
+@interpolations
+@pytest.mark.parametrize("size", [(12, 9), (5, 4), (17, 12)])
+@pytest.mark.parametrize("aspect", ["stretch", "keep"])
+def test_nearest_is_the_solution_of_least_squares(
+    convention: Coordinates, interpolation: Any, size: tuple[int, int], aspect: Any
+) -> None:
+    """Against the general solver on the module's own features: fewer vertices than pixels, as many, and more."""
+    convention = replace(convention, aspect=aspect)
+    grid = Grid(((3, 4, 2), (*size, 1)), interpolation=interpolation, alignment=convention.alignment)
+    network = built(grid, convention)
+    plane = torch.rand(12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = convention.grid(12, 9, dtype=torch.float64)
+    with torch.no_grad():
+        network.tables[1].copy_(grid.nearest(1, plane, convention).reshape(-1, 1))
+        found = network(x)[:, 2] - plane.flatten()
+    table = network.tables[1].detach()
+    matrix = torch.func.jacrev(lambda t: torch.func.functional_call(network, {"tables.1": t}, (x,))[:, 2])(table)[
+        ..., 0
+    ]
+    best = matrix @ torch.linalg.lstsq(matrix, plane.reshape(-1, 1), driver="gelsd").solution - plane.reshape(-1, 1)
+    assert float(found.square().sum()) == pytest.approx(float(best.square().sum()), rel=1e-3, abs=1e-6)
+
+
+def test_features_that_store_numbers_of_their_own_finest_first() -> None:
+    grid = Grid(((4, 4, 2), (9, 8, 1), (6, 6, 2)), entries=64)
+    assert grid.stores == ((2, 0), (2, 1), (0, 0), (0, 1))
+    assert replace(grid, entries=None).stores[0] == (1, 0)
 
 
 def test_a_fit_with_a_grid_is_saved_loaded_and_rendered(tmp_path: Path) -> None:
@@ -356,7 +396,10 @@ def test_numbers_start_uniform() -> None:
         (lambda: Grid(((4, 2.5),)), r"Grid\.levels \(features\)"),
         (lambda: Grid(entries=0), r"Grid\.entries"),
         (lambda: Grid(entries=48), r"Grid\.entries: got 48, allowed powers of two, or None for no limit"),
-        (lambda: Grid(interpolation="nearest"), r"Grid\.interpolation: got 'nearest', allowed 'linear' or 'cubic'"),
+        (
+            lambda: Grid(interpolation="nearest"),
+            r"Grid\.interpolation: got 'nearest', allowed 'linear' or 'cubic' or 'spline'",
+        ),
         (lambda: Grid(alignment="edge"), r"Grid\.alignment"),
         (lambda: Grid(init=-1), r"Grid\.init"),
         (lambda: Grid.pyramid(0, 4), r"height: got 0"),

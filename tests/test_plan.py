@@ -182,7 +182,7 @@ encodings: st.SearchStrategy[Encoding] = st.one_of(
         Grid,
         st.sampled_from([LEVELS, LEVELS[:1]]),
         st.sampled_from([None, 8]),
-        st.sampled_from(["linear", "cubic"]),
+        st.sampled_from(["linear", "cubic", "spline"]),
         st.sampled_from(["center", "corner"]),
     ),
 )

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pixfit.canonical import is_whole
 
-__all__ = ["Start", "Weights", "magnitude_mask", "merge"]
+__all__ = ["FromPicture", "Start", "Weights", "filled", "magnitude_mask", "merge"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +40,21 @@ class Weights:
         return {"kind": "Weights", "hash": mixed.hexdigest()[:20]}
 
 
+@dataclass(frozen=True)
+class FromPicture:
+    """The picture itself, as it was measured: the model makes weights of it that show it (`Model.from_picture`).
+
+    Pixels that were not measured, or are held out, are filled in from those around them first.
+    """
+
+
 @dataclass(frozen=True, eq=False)
 class Start:
     """The weights and the mask that a fit begins with.
 
     Args:
         weights: None for random ones drawn with the spec's seed; a `pixfit.Spec` for the end of that fit, which is
-            then run first; or `Weights`, such as those of a finished result or a model file.
+            then run first; `Weights`, such as those of a finished result or a model file; or `FromPicture()`.
         step: with a spec, the step of that fit to take instead of its end.
         layers: take only the first that many parameter groups (``layers.0``, ``layers.1``, …) and draw the rest at
             random; None takes all.
@@ -58,10 +67,13 @@ class Start:
     mask: Weights | None = field(default=None)
 
     def __post_init__(self) -> None:
-        if not (self.weights is None or isinstance(self.weights, Weights) or hasattr(self.weights, "plain")):
+        alone = self.weights is None or isinstance(self.weights, (Weights, FromPicture))
+        if not (alone or hasattr(self.weights, "plain")):
             got = type(self.weights).__name__
-            raise TypeError(f"start.weights is a {got}; give the spec of another fit, or Weights(named tensors)")
-        if self.step is not None and (self.weights is None or isinstance(self.weights, Weights)):
+            raise TypeError(
+                f"start.weights is a {got}; give the spec of another fit, Weights(named tensors), or FromPicture()"
+            )
+        if self.step is not None and alone:
             raise ValueError("start.step names a step of another fit; give that fit's spec as start.weights")
         if self.layers is not None and self.weights is None:
             raise ValueError("start.layers says how much to take of start.weights; give those, or leave layers out")
@@ -103,6 +115,37 @@ def merge(fresh: Mapping[str, Tensor], source: Mapping[str, Tensor], *, layers: 
                 f"{tuple(fresh[name].shape)} here; use the same model settings"
             )
     return {name: value.detach().clone().to(fresh[name].dtype) for name, value in taken.items()}
+
+
+def filled(picture: Tensor, known: Tensor | None) -> Tensor:
+    """A picture (C, H, W) whose unknown samples are means of the known ones around them.
+
+    Means over squares of 2, 4, 8, … pixels; where a square knows nothing the next larger ones are interpolated (pull
+    and push; Gortler et al., SIGGRAPH 1996).
+
+    Args:
+        picture: what stands at unknown samples does not matter.
+        known: bool (1 or C, H, W); None: all of it, and the picture is returned as it is. A channel of which nothing
+            is known becomes 1/2.
+    """
+    if known is None:
+        return picture
+    weights = known.expand_as(picture).to(picture.dtype)
+    return _pulled(torch.where(weights > 0, picture, 0.0), weights)
+
+
+def _pulled(sums: Tensor, weights: Tensor) -> Tensor:
+    means = sums / weights.clamp(min=1.0)
+    if bool((weights > 0).all()):
+        return means
+    height, width = sums.shape[1:]
+    if height == width == 1:
+        return torch.where(weights > 0, means, 0.5)
+    margin = (0, width % 2, 0, height % 2)
+    parts = [4.0 * F.avg_pool2d(F.pad(value, margin)[None], 2)[0] for value in (sums, weights)]
+    coarse = _pulled(parts[0], parts[1])[None]
+    pushed = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[0, :, :height, :width]
+    return torch.where(weights > 0, means, pushed)
 
 
 def magnitude_mask(weights: Mapping[str, Tensor], keep: float, *, only: Iterable[str] | None = None) -> Weights:

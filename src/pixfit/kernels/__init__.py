@@ -1,6 +1,7 @@
 """How the hot steps run: which matrix products, how threads share a step, and networks as lists of layers."""
 
 from pixfit.kernels.crew import Crew, crew_size
+from pixfit.kernels.grid import neighbours
 from pixfit.kernels.matmul import fast_bfloat16, fast_matmul, kernel_name
 from pixfit.kernels.plan import Activation, Layer, Level, Lift, Plan
 
@@ -15,4 +16,5 @@ __all__ = [
     "fast_bfloat16",
     "fast_matmul",
     "kernel_name",
+    "neighbours",
 ]

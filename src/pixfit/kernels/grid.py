@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixfit.kernels.plan import Level, Lift
 
-__all__ = ["grid_features"]
+__all__ = ["grid_features", "neighbours"]
 
 _PRIME = 2654435761  # of the spatial hash (Teschner et al., VMV 2003); the column's factor is 1
 
@@ -36,8 +36,8 @@ def grid_features(lift: Lift, tensors: Mapping[str, Tensor], coordinates: Tensor
 
 def _level(lift: Lift, level: Level, table: Tensor, t: Tensor) -> Tensor:
     """Features (F, B, features) of one level, added up corner by corner."""
-    rows, row_weights = _between(lift, t[..., lift.row_axis], level.rows)
-    columns, column_weights = _between(lift, t[..., 1 - lift.row_axis], level.columns)
+    rows, row_weights = neighbours(lift, t[..., lift.row_axis], level.rows)
+    columns, column_weights = neighbours(lift, t[..., 1 - lift.row_axis], level.columns)
     fits = torch.arange(len(table), device=table.device)[:, None]
     features = table.new_zeros(())
     for row, row_weight in zip(rows, row_weights, strict=True):
@@ -47,13 +47,21 @@ def _level(lift: Lift, level: Level, table: Tensor, t: Tensor) -> Tensor:
     return features
 
 
-def _between(lift: Lift, t: Tensor, vertices: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Numbers and weights, T of each and (1 or F, B), of the vertices around t in [0, 1]."""
+def neighbours(lift: Lift, t: Tensor, vertices: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Numbers and weights of the T vertices of a side that lie around samples: each as t in [0, 1] along the side."""
     position = t * vertices - 0.5 if lift.alignment == "center" else t * (vertices - 1)
     first = position.floor()
     f = position - first
     if lift.interpolation == "linear":
         offsets, weights = [0, 1], [1 - f, f]
+    elif lift.interpolation == "spline":
+        offsets = [-1, 0, 1, 2]
+        weights = [
+            (1 - f) ** 3 / 6,
+            (3 * f**3 - 6 * f**2 + 4) / 6,
+            (-3 * f**3 + 3 * f**2 + 3 * f + 1) / 6,
+            f**3 / 6,
+        ]
     else:
         offsets = [-1, 0, 1, 2]
         weights = [

@@ -28,6 +28,7 @@ _NORMS = ("none", "layer", "rms")
 _LIFTS = ("raw", "fourier", "gabor", "positional", "grid")
 _OUTPUTS = ("linear", "sigmoid")
 _LOSSES = ("MSE", "L1", "Huber")
+_INTERPOLATIONS = ("linear", "cubic", "spline")
 _RULES = ("gradient", "adam", "schedule_free")
 _BACKWARDS = ("float32", "bfloat16")
 _STOPPED, _NO_MEMORY = 1, 3
@@ -51,7 +52,7 @@ class _Plan(Structure):
     _fields_ = (
         *((n, c_int64) for n in ("abi", "in_features", "out_features", "parameters", "lift", "lift_features")),
         ("frequencies", c_int64), ("centres", c_int64), ("sigma", c_double), ("octaves", c_int64),
-        ("include_input", c_int64), ("levels", c_void_p), ("level_count", c_int64), ("cubic", c_int64),
+        ("include_input", c_int64), ("levels", c_void_p), ("level_count", c_int64), ("interpolation", c_int64),
         ("corner", c_int64), ("row_axis", c_int64), ("low", c_double), ("high", c_double), ("layers", c_void_p),
         ("layer_count", c_int64), ("output", c_int64), ("backward", c_int64),
     )  # fmt: skip
@@ -177,8 +178,9 @@ class Fused:
             lift=_LIFTS.index(lift.kind), lift_features=lift.features,
             frequencies=offsets.get(lift.frequencies or "", -1), centres=offsets.get(lift.centres or "", -1),
             sigma=lift.sigma, octaves=lift.octaves, include_input=lift.include_input,
-            levels=ctypes.addressof(self._levels), level_count=len(lift.levels), cubic=lift.interpolation == "cubic",
-            corner=lift.alignment == "corner", row_axis=lift.row_axis, low=lift.low, high=lift.high,
+            levels=ctypes.addressof(self._levels), level_count=len(lift.levels),
+            interpolation=_INTERPOLATIONS.index(lift.interpolation), corner=lift.alignment == "corner",
+            row_axis=lift.row_axis, low=lift.low, high=lift.high,
             layers=ctypes.addressof(self._layers), layer_count=len(plan.layers), output=_OUTPUTS.index(plan.output),
             backward=_BACKWARDS.index(backward),
         )  # fmt: skip

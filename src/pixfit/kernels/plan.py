@@ -93,7 +93,7 @@ class Lift:
     octaves: int = 0
     include_input: bool = False
     levels: tuple[Level, ...] = ()
-    interpolation: Literal["linear", "cubic"] = "linear"
+    interpolation: Literal["linear", "cubic", "spline"] = "linear"
     alignment: Literal["center", "corner"] = "center"
     row_axis: int = 1
     low: float = 0.0

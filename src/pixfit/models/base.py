@@ -200,8 +200,8 @@ class Model(ABC):
     """Settings of a network: a frozen value that builds a plain `torch.nn.Module` and knows nothing of losses or loops.
 
     A subclass is a frozen dataclass with at least the fields below and implements `network`. Its networks map
-    (..., in_features) to (..., out_features), unless it is a `PicturePrior`, depend on torch alone, and implement `reset_parameters(generator)`,
-    which sets every parameter and buffer.
+    (..., in_features) to (..., out_features), unless it is a `PicturePrior`, depend on torch alone, and implement
+    `reset_parameters(generator)`, which sets every parameter and buffer.
 
     target_range  what the output means: "signed" pixels in [-1, 1], "unit" pixels in [0, 1].
     coordinates   where the samples of a picture lie in the network's input space.

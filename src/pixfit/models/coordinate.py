@@ -6,14 +6,18 @@ hidden_layers + 2 linear maps. `hidden_features` is the width, or a tuple of hid
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from pixfit.kernels import Activation, Layer, Lift, Plan
 
 from .base import Coordinates, Model, TargetRange, check_choice, check_integer, check_kind, check_number, check_whole
-from .encodings import Encoding, Fourier
+from .encodings import Encoding, Fourier, Grid
 from .networks import (
     ExpertsNetwork,
     FinerNetwork,
@@ -32,6 +36,8 @@ Output = Literal["linear", "sigmoid"]
 _SIGNED = Coordinates()
 _UNIT = Coordinates(range="unit")
 _FOURIER = Fourier()
+_DARKEST = 1 / 512  # of a picture's values, half a step of 8 bits, where the inverse of a sigmoid must not be infinite
+_LIFTED = 1.5  # what a hidden unit adds to a stored plane in [-1, 1], so that it stays positive
 
 
 class CoordinateModel(Model):
@@ -336,6 +342,39 @@ class Mlp(CoordinateModel):
             skip=self.skip,
             prefix="" if self.experts is None else "experts.0.",  # a single expert's gate is 1
         )
+
+    def from_picture(self, picture: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The grid's finest features hold the picture's principal colour planes, and one hidden unit a plane passes it
+        on, kept where a ReLU is linear. Colours come at the resolution of their feature: with two features at the
+        picture's own and the next ones at half of it, the third plane is stored at half of it.
+        """
+        grid, plain = self.encoding, self.norm == "none" and not self.skip and self.experts is None
+        if not (isinstance(grid, Grid) and plain and self.activation == "relu" and grid.stores):
+            return super().from_picture(picture, weights)
+        wanted = self.to_target(picture.double())
+        if self.output == "sigmoid":
+            wanted = torch.logit(wanted, eps=_DARKEST)
+        mean = wanted.mean(dim=(1, 2))
+        centred = wanted - mean[:, None, None]
+        _, basis = torch.linalg.eigh(centred.flatten(1) @ centred.flatten(1).T)
+        basis = basis.flip(1)  # (C, K), most variance first
+        found = {name: value.clone() for name, value in weights.items()}
+        names = [f"layers.{number}" for number in range(self.hidden_layers + 2)]
+        starts = [sum(level[-1] for level in grid.levels[:number]) for number in range(len(grid.levels))]
+        found[f"{names[-1]}.weight"].zero_()
+        found[f"{names[-1]}.bias"].copy_(mean)
+        for unit, (level, feature) in enumerate(grid.stores[: min(len(basis), *self.widths)]):
+            plane = torch.einsum("c,chw->hw", basis[:, unit], centred)
+            size = max(float(plane.abs().max()), _DARKEST)
+            table = found[f"encoding.tables.{level}"]
+            table[:, feature] = grid.nearest(level, plane / size, self.coordinates).flatten()
+            for number, name in enumerate(names[:-1]):
+                found[f"{name}.weight"][unit] = 0.0
+                found[f"{name}.weight"][unit, unit if number else starts[level] + feature] = 1.0
+                found[f"{name}.bias"][unit] = 0.0 if number else _LIFTED
+            found[f"{names[-1]}.weight"][:, unit] = size * basis[:, unit]
+            found[f"{names[-1]}.bias"] -= _LIFTED * size * basis[:, unit]
+        return found
 
 
 MODELS: dict[str, type[Model]] = {"Siren": Siren, "Finer": Finer, "Wire": Wire, "Gauss": Gauss, "Mlp": Mlp}

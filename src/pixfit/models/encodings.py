@@ -11,7 +11,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pixfit.kernels import Level, Lift
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pixfit.kernels import Level, Lift, neighbours
 
 from .base import Coordinates, check_choice, check_integer, check_kind, check_number, check_whole
 from .networks import FourierEncoding, GaborEncoding, GridEncoding, Network, PositionalEncoding, RawEncoding
@@ -20,6 +25,7 @@ __all__ = ["ENCODINGS", "Encoding", "Fourier", "Gabor", "Grid", "Positional", "R
 
 _UNIT = Coordinates(range="unit")
 _MOST_LEVELS = 32
+_RIDGE = 1e-9
 
 
 class Encoding(ABC):
@@ -203,8 +209,9 @@ class Grid(Encoding):
     entries        None: every level has numbers of its own at each vertex. A power of two: a level with more vertices
                    has a table of that many entries, and the vertex (row, column) takes the one numbered
                    (column xor 2654435761 row mod 2^32) mod entries, shared with others.
-    interpolation  "linear" in the 4 vertices around a sample, or "cubic" in 16 (Catmull-Rom; Keys 1981 with a = -1/2),
-                   about four times the work: smooth in between, so that pictures can be enlarged.
+    interpolation  "linear" in the 4 vertices around a sample; "cubic" in 16 (Catmull-Rom; Keys 1981 with a = -1/2),
+                   about four times the work: smooth in between, so that pictures can be enlarged; "spline" in 16 (the
+                   uniform cubic B-spline): twice differentiable, and what a sample shows is never one vertex alone.
     alignment      where the vertices lie, as samples of `Coordinates`: "center" puts vertex i of n at (i + 0.5) / n of
                    the side, "corner" at i / (n - 1). With that of the coordinates, a level of the picture's size has
                    a vertex at each pixel.
@@ -213,7 +220,7 @@ class Grid(Encoding):
 
     levels: tuple[tuple[int, ...], ...] = ((16, 16, 4), (32, 32, 4), (64, 64, 4), (128, 128, 2), (256, 256, 2))
     entries: int | None = None
-    interpolation: Literal["linear", "cubic"] = "linear"
+    interpolation: Literal["linear", "cubic", "spline"] = "linear"
     alignment: Literal["center", "corner"] = "center"
     init: float = 1e-4
 
@@ -231,7 +238,7 @@ class Grid(Encoding):
             check_integer(self, "entries", 1, 2**31)
             if self.entries & (self.entries - 1):
                 raise ValueError(f"Grid.entries: got {self.entries}, allowed powers of two, or None for no limit")
-        check_choice(self, "interpolation", ("linear", "cubic"))
+        check_choice(self, "interpolation", ("linear", "cubic", "spline"))
         check_choice(self, "alignment", ("center", "corner"))
         check_number(self, "init", 0.0, 1e6)
 
@@ -280,6 +287,44 @@ class Grid(Encoding):
             low=coordinates.low,
             high=coordinates.high,
         )
+
+    @property
+    def stores(self) -> tuple[tuple[int, int], ...]:
+        """(level, feature) of all features whose vertices have numbers of their own, those of most vertices first."""
+        sizes = [rows * columns for rows, columns, _ in self.levels]
+        own = [level for level, size in enumerate(sizes) if self.entries is None or size <= self.entries]
+        own.sort(key=lambda level: -sizes[level])
+        return tuple((level, feature) for level in own for feature in range(self.levels[level][-1]))
+
+    def nearest(self, level: int, plane: Tensor, coordinates: Coordinates) -> Tensor:
+        """The numbers (rows, columns) of one feature of a level whose interpolation is nearest to a plane (H, W).
+
+        In least squares over the samples of a picture of that size. They form a mesh, so that both sides are solved one
+        after the other, each by a banded Cholesky decomposition.
+        """
+        rows, columns = coordinates.axes(*plane.shape, dtype=torch.float64)
+        lift = self.lift(2, coordinates)
+        found = _along(lift, rows, self.levels[level][0], plane.double().numpy())
+        return torch.from_numpy(_along(lift, columns, self.levels[level][1], found.T).T.copy())
+
+
+def _along(lift: Lift, places: Tensor, vertices: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The numbers (vertices, K) nearest to values (N, K) at N places along one side."""
+    from scipy import linalg, sparse
+
+    index, weights = neighbours(lift, (places - lift.low) / (lift.high - lift.low), vertices)
+    samples = torch.arange(len(places)).repeat(len(index))
+    entries = (torch.cat(weights).numpy(), (samples.numpy(), torch.cat(index).numpy()))
+    matrix = sparse.csr_matrix(entries, shape=(len(places), vertices))
+    normal = matrix.T @ matrix
+    bands = np.zeros((min(len(index), vertices), vertices))
+    for number in range(len(bands)):
+        bands[number, : vertices - number] = normal.diagonal(number)
+    bands[0] += _RIDGE * bands[0].max()  # vertices beyond the samples are 0
+    found: NDArray[np.float64] = linalg.solveh_banded(
+        bands, matrix.T @ values, lower=True, overwrite_ab=True, overwrite_b=True
+    )
+    return found
 
 
 def _check_pair(in_features: int) -> None:

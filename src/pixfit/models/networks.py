@@ -407,6 +407,10 @@ class GridEncoding(Network):
         f = position - first
         if self.interpolation == "linear":
             weights = [1.0 - f, f]
+        elif self.interpolation == "spline":  # uniform cubic B-spline
+            g = 1.0 - f
+            near, far = (0.5 * f - 1.0) * f * f + 2.0 / 3.0, (0.5 * g - 1.0) * g * g + 2.0 / 3.0
+            weights = [g * g * g / 6.0, near, far, f * f * f / 6.0]
         else:  # Catmull-Rom
             before, after = ((1.0 - 0.5 * f) * f - 0.5) * f, (0.5 * f - 0.5) * f * f
             weights = [before, (1.5 * f - 2.5) * f * f + 1.0, ((2.0 - 1.5 * f) * f + 0.5) * f, after]

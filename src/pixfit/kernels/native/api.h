@@ -15,6 +15,7 @@ enum PixfitActivation { PIXFIT_NONE, PIXFIT_SINE, PIXFIT_FINER, PIXFIT_FINER_EXA
                         PIXFIT_SILU, PIXFIT_GAUSS };
 enum PixfitNorm { PIXFIT_NO_NORM, PIXFIT_LAYER_NORM, PIXFIT_RMS_NORM };
 enum PixfitLift { PIXFIT_RAW, PIXFIT_FOURIER, PIXFIT_GABOR, PIXFIT_POSITIONAL, PIXFIT_GRID };
+enum PixfitInterpolation { PIXFIT_BILINEAR, PIXFIT_CATMULL_ROM, PIXFIT_SPLINE };
 enum PixfitOutput { PIXFIT_LINEAR, PIXFIT_SIGMOID };
 enum PixfitLoss { PIXFIT_MSE, PIXFIT_L1, PIXFIT_HUBER };
 enum PixfitOptimiser { PIXFIT_GRADIENT_ONLY, PIXFIT_ADAM, PIXFIT_SCHEDULE_FREE };
@@ -46,7 +47,7 @@ typedef struct {
   double sigma;                  // of the Gabor envelope
   int64_t octaves, include_input;
   const PixfitLevel *levels;
-  int64_t level_count, cubic;
+  int64_t level_count, interpolation;
   int64_t corner;    // vertex i of n lies at i / (n - 1) of the range, else at (i + 1/2) / n
   int64_t row_axis;  // which coordinate says the row of a grid
   double low, high;  // range of the coordinates that a grid covers
@@ -64,7 +65,7 @@ typedef struct {
   const float *fixed;        // fixed frequencies and centres, or null
   const int64_t *index;      // (steps, B) rows of the tables above, or null: all N in order
   float *parameters;         // (P)
-  float *gradient;           // (P): that of the last step
+  float *gradient;           // (P): that of the last step; of a call that was stopped it has no meaning
   float *first, *second;     // (P): moments of Adam; z and second moment of schedule-free
   float *average;            // (P) or null: moving average of the parameters
   const float *mask;         // (P) of 0 and 1, or null

@@ -79,6 +79,7 @@ inline void grid_place(const PixfitPlan &plan, int64_t vertices, const float *co
       axis.weight[1][i] = f;
     }
   } else {
+    const bool spline = plan.interpolation == PIXFIT_SPLINE;
     const float end = (float)last + half;
     for (int64_t i = 0; i < count; i++) {
       float p = (coordinates[2 * i] - low) * scale - half;
@@ -87,10 +88,18 @@ inline void grid_place(const PixfitPlan &plan, int64_t vertices, const float *co
       const int32_t whole = (int32_t)(p + 1.0f) - 1;  // the floor, of numbers from -1 on
       const float f = p - (float)whole;
       axis.first[i] = whole - 1;
-      axis.weight[0][i] = ((1.0f - 0.5f * f) * f - 0.5f) * f;  // Catmull-Rom
-      axis.weight[1][i] = (1.5f * f - 2.5f) * f * f + 1.0f;
-      axis.weight[2][i] = ((2.0f - 1.5f * f) * f + 0.5f) * f;
-      axis.weight[3][i] = (0.5f * f - 0.5f) * f * f;
+      if (spline) {
+        const float g = 1.0f - f;
+        axis.weight[0][i] = g * g * g * (1.0f / 6.0f);
+        axis.weight[1][i] = (0.5f * f - 1.0f) * f * f + 2.0f / 3.0f;
+        axis.weight[2][i] = (0.5f * g - 1.0f) * g * g + 2.0f / 3.0f;
+        axis.weight[3][i] = f * f * f * (1.0f / 6.0f);
+      } else {  // Catmull-Rom
+        axis.weight[0][i] = ((1.0f - 0.5f * f) * f - 0.5f) * f;
+        axis.weight[1][i] = (1.5f * f - 2.5f) * f * f + 1.0f;
+        axis.weight[2][i] = ((2.0f - 1.5f * f) * f + 0.5f) * f;
+        axis.weight[3][i] = (0.5f * f - 0.5f) * f * f;
+      }
     }
     for (int64_t i = 0; i < count; i++) {
       const int32_t first = axis.first[i];
@@ -128,6 +137,18 @@ inline void grid_entries(const PixfitLevel &level, int64_t count, GridBlock<T> &
       for (int64_t i = 0; i < count; i++) entry[i] &= entries - 1;
     else if (level.hashed)
       for (int64_t i = 0; i < count; i++) entry[i] %= entries;
+  }
+}
+
+// Asks for the vertices of a block ahead of their use, where the level is too large for the inner caches.
+template <int T, bool Write>
+PIXFIT_INLINE void grid_ask(const float *table, int64_t size, int64_t pitch, int64_t rows, const GridBlock<T> &block,
+                            int64_t count) {
+  if (rows * pitch < (1 << 15)) return;
+  for (int64_t i = 0; i < count; i++) {
+    const float *corner = table + block.rows.first[i] * pitch + block.columns.first[i] * size;
+#pragma GCC unroll 4
+    for (int k = 0; k < T; k++) __builtin_prefetch(corner + k * pitch, Write);
   }
 }
 
@@ -212,6 +233,7 @@ inline void grid_forward_level(const PixfitPlan &plan, const PixfitLevel &level,
     grid_place<T>(plan, level.rows, points + plan.row_axis, count, block.rows);
     grid_place<T>(plan, level.columns, points + 1 - plan.row_axis, count, block.columns);
     if (!rows) grid_entries<T>(level, count, block);
+    else grid_ask<T, false>(table, size, pitch, level.rows, block, count);
     grid_pieces(size, [&](auto f, int64_t at) __attribute__((always_inline)) {
       constexpr int F = decltype(f)::value;
       if (rows)
@@ -244,6 +266,7 @@ inline void grid_backward_level(const PixfitPlan &plan, const PixfitLevel &level
     }
     grid_place<T>(plan, level.columns, points + 1 - plan.row_axis, count, block.columns);
     if (!rows) grid_entries<T>(level, count, block);
+    else if (whole) grid_ask<T, true>(table, size, pitch, level.rows, block, count);
     if (!rows && !whole)
       for (int32_t i = 0; i < count; i++)
         for (int32_t s = 0; s < T * T; s++) {
@@ -269,7 +292,7 @@ inline void grid_forward(const PixfitPlan &plan, const float *parameters, const 
                          float *features, int64_t stride) {
   for (int64_t number = 0; number < plan.level_count; number++) {
     const PixfitLevel &level = plan.levels[number];
-    (plan.cubic ? grid_forward_level<4> : grid_forward_level<2>)(plan, level, parameters + level.table, coordinates, n,
+    (plan.interpolation ? grid_forward_level<4> : grid_forward_level<2>)(plan, level, parameters + level.table, coordinates, n,
                                                                  features, stride);
     features += level.features;
   }
@@ -285,11 +308,11 @@ inline void grid_backward_part(const PixfitPlan &plan, const float *coordinates,
     // With a level as `parts` units, the part has as many units as there are levels: from `first` of this one on.
     const int64_t first = plan.level_count * part - number * parts, last = first + plan.level_count;
     if (last > 0 && first < parts) {
-      const bool rows = plan.cubic ? has_rows<4>(level) : has_rows<2>(level);
+      const bool rows = plan.interpolation ? has_rows<4>(level) : has_rows<2>(level);
       const int64_t all = rows ? level.rows : level.entries;
       const int64_t begin = first < 0 ? 0 : all * first / parts, end = last > parts ? all : all * last / parts;
       if (begin < end)
-        (plan.cubic ? grid_backward_level<4> : grid_backward_level<2>)(plan, level, coordinates, n, dfeatures, stride,
+        (plan.interpolation ? grid_backward_level<4> : grid_backward_level<2>)(plan, level, coordinates, n, dfeatures, stride,
                                                                        gradient + level.table, begin, end, all);
     }
     dfeatures += level.features;

@@ -34,6 +34,8 @@ struct Network {
   const PixfitLayer &layer(int64_t i) const { return plan.layers[i]; }
   int64_t count() const { return plan.layer_count; }
   bool simple(int64_t i) const { return layer(i).norm == PIXFIT_NO_NORM && !layer(i).skip; }
+  // Numbers from one point's gradient of a grid's features to the next one's: whole vectors.
+  int64_t slope_pitch() const { return round_up(plan.lift_features, W); }
   bool bfloat16(int64_t i) const { return plan.backward == PIXFIT_BFLOAT16 && !(i == 0 && plan.lift == PIXFIT_RAW); }
 
   Network(const PixfitPlan &given, int64_t samples, bool trained) : plan(given), grid(given.lift == PIXFIT_GRID) {

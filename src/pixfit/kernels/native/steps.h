@@ -107,16 +107,19 @@ struct Memory {
       if (whole) memset(work.back(), 0, sizeof(float) * net.workspace);
     }
     if (!net.grid) return;
-    slopes = arena.take(samples * net.plan.lift_features);
+    slopes = arena.take(samples * net.slope_pitch());
     points = arena.take(samples * net.plan.in_features);
-    whole = whole && slopes && points;
+    order = reinterpret_cast<int64_t *>(arena.take(2 * samples));
+    whole = whole && slopes && points && order;
   }
   static int64_t bytes(const Network &net, int64_t samples, int64_t parts, int64_t threads) {
     int64_t total = taken(net.packed) + taken(net.gradient * parts) + threads * taken(net.workspace);
-    if (net.grid) total += taken(samples * net.plan.lift_features) + taken(samples * net.plan.in_features);
+    if (net.grid)
+      total += taken(samples * net.slope_pitch()) + taken(samples * net.plan.in_features) + taken(2 * samples);
     return total;
   }
   float *packed, *sums, *slopes = nullptr, *points = nullptr;
+  int64_t *order = nullptr;  // of a step's rows
   std::vector<float *> work;
   std::vector<double> losses, sizes;
   double factor = 1.0;
@@ -173,9 +176,13 @@ inline void lift(const Network &net, const PixfitFit &fit, Row row, int64_t n, i
     return;
   }
   if (net.grid) {
-    for (int64_t t = 0; t < n; t++) memcpy(places + t * d, fit.coordinates + row(t) * d, sizeof(float) * d);
-    pixfit::grid_forward(plan, fit.parameters, places, n, features, f);
-    memset(features + n * f, 0, sizeof(float) * (padded - n) * f);
+    for (int64_t t = 0; t < n; t++) memcpy(places + 2 * t, fit.coordinates + 2 * row(t), 2 * sizeof(float));
+    const bool direct = f <= NR;  // a panel's rows hold all features
+    float *to = direct ? x : features;
+    const int64_t stride = direct ? NR : f;
+    pixfit::grid_forward(plan, fit.parameters, places, n, to, stride);
+    memset(to + n * stride, 0, sizeof(float) * (padded - n) * stride);
+    if (direct) return;
   }
   for (int64_t t = 0; t < padded; t++) {
     if (net.grid) {
@@ -250,6 +257,17 @@ inline double loss_of(const Network &net, const PixfitFit &fit, const Call &call
   return sum(total);
 }
 
+// A step's rows of the tables, put in the tables' order but for neighbours: what a batch of random pixels reads and
+// writes then lies side by side, which halves the waiting for memory of a feature grid.
+inline void arrange(const int64_t *index, int64_t samples, int64_t rows, int64_t *order) {
+  constexpr int64_t bins = 1024;
+  int64_t at[bins + 1] = {}, shift = 0;
+  while ((rows - 1) >> shift >= bins) shift++;
+  for (int64_t t = 0; t < samples; t++) at[(index[t] >> shift) + 1]++;
+  for (int64_t b = 0; b < bins; b++) at[b + 1] += at[b];
+  for (int64_t t = 0; t < samples; t++) order[at[index[t] >> shift]++] = index[t];
+}
+
 // One part of a batch, tile by tile.
 inline void part(const Network &net, const PixfitFit &fit, const Call &call, Memory &memory, int64_t step, int64_t index,
                  int64_t parts, float *work) {
@@ -262,17 +280,23 @@ inline void part(const Network &net, const PixfitFit &fit, const Call &call, Mem
   for (int64_t k = 0; k < tiles && !call.stopped(); k++) {
     const auto [from, to] = share(end - begin, k, tiles, 2 * MR);
     const int64_t first = begin + from, n = to - from, padded = round_up(n, 2 * MR);
-    const int64_t *rows = fit.index ? fit.index + step * call.samples + first : nullptr;
+    const int64_t *rows = fit.index ? (net.grid ? memory.order : fit.index + step * call.samples) + first : nullptr;
     auto row = [&](int64_t t) { return rows ? rows[t] : first + t; };
+    if (rows)  // random rows of the tables, soon needed
+      for (int64_t t = n; t < std::min(2 * n, end - first); t++) {
+        __builtin_prefetch(fit.coordinates + rows[t] * net.plan.in_features);
+        __builtin_prefetch(fit.targets + rows[t] * net.plan.out_features);
+        __builtin_prefetch(fit.targets + rows[t] * net.plan.out_features + W - 1);
+      }
     lift(net, fit, row, n, padded, work, net.grid ? memory.points + first * net.plan.in_features : nullptr);
     float *u = forward<true>(net, fit.parameters, memory.packed, work, padded);
     loss += loss_of(net, fit, call, row, n, padded, u, size);
     backward(net, fit.parameters, memory.packed, work, gradient, padded, k == 0);
     if (!net.grid) continue;
-    const int64_t f = net.plan.lift_features;
+    const int64_t pitch = net.slope_pitch();
     for (int64_t t = 0; t < n; t++)
-      for (int64_t j = 0; j < f; j++)
-        memory.slopes[(first + t) * f + j] = work[net.dx + (j / NR) * net.tile * NR + t * NR + j % NR];
+      for (int64_t j = 0; j < pitch; j += W)
+        store(memory.slopes + (first + t) * pitch + j, load(work + net.dx + spot(j, t, net.tile)));
   }
   memory.losses[index] = loss;
   memory.sizes[index] = size;
@@ -321,9 +345,10 @@ inline void gather(const Network &net, const PixfitFit &fit, const Memory &memor
   }
 }
 
-// Adam, AdamW and schedule-free AdamW as pixfit.optim has them, on parameters [begin, end).
-inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double factor, float clip, int64_t begin,
-                    int64_t end) {
+// Adam, AdamW and schedule-free AdamW as pixfit.optim has them, on parameters [begin, end); the gradient is left at 0
+// where the next step wants it so, while it is at hand.
+inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double factor, float clip, bool clear,
+                    int64_t begin, int64_t end) {
   const PixfitUpdate &u = call.update;
   const double count = static_cast<double>(fit.count + step + 1);
   const float rate = static_cast<float>(fit.rates[2 * step] * factor);
@@ -332,7 +357,9 @@ inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double
   const float rest2 = static_cast<float>(1.0 - u.beta2);
   const float unbias = static_cast<float>(std::sqrt(1.0 - std::pow(u.beta2, count))), eps = static_cast<float>(u.eps);
   const bool adam = u.optimiser == PIXFIT_ADAM;
-  const float correction = static_cast<float>(1.0 / (1.0 - std::pow(u.beta1, count)));
+  // m / (sqrt(v) / unbias + eps) with one division, of which processors make few at a time.
+  const float floor = eps * unbias;
+  const float stride = static_cast<float>(fit.rates[2 * step] * factor / (1.0 - std::pow(u.beta1, count))) * unbias;
   const float keep = static_cast<float>(1.0 - fit.rates[2 * step] * factor * u.weight_decay);
   const float decay = static_cast<float>(u.weight_decay), c = static_cast<float>(fit.rates[2 * step + 1]);
   const float pull = static_cast<float>(rate * (u.beta1 * (1.0 - fit.rates[2 * step + 1]) - 1.0));
@@ -343,10 +370,10 @@ inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double
       w = w * keep;
       m = m + (g - m) * rest1;
       v = v * b2 + g * g * rest2;
-      w = w - m / (root_of(v) / unbias + eps) * (rate * correction);
+      w = w - m * stride / (root_of(v) + floor);
     } else {  // w is y, m is z
       v = v * b2 + g * g * rest2;
-      g = g / (root_of(v) / unbias + eps) + w * decay;
+      g = g * unbias / (root_of(v) + floor) + w * decay;
       w = w + (m - w) * c + g * pull;
       m = m - g * rate;
     }
@@ -361,12 +388,14 @@ inline void improve(const Call &call, const PixfitFit &fit, int64_t step, double
     store(fit.parameters + i, w);
     store(fit.first + i, m);
     store(fit.second + i, v);
+    if (clear) store(fit.gradient + i, vf{});
     if (fit.average) store(fit.average + i, average);
   }
   for (; i < end; i++) {
     float average = fit.average ? fit.average[i] : 0.0f;
     at(fit.gradient[i], fit.parameters[i], fit.first[i], fit.second[i], average, fit.mask ? fit.mask[i] : 1.0f,
        [](float x) { return sqrtf(x); });
+    if (clear) fit.gradient[i] = 0.0f;
     if (fit.average) fit.average[i] = average;
   }
 }
@@ -395,9 +424,13 @@ inline int64_t train(const Network &net, const Call &call, PixfitFit &fit, Memor
   const PixfitPlan &plan = net.plan;
   const auto [low, high] = share(plan.parameters, thread, threads, W);
   const auto [first, last] = share(parts, thread, threads);
+  bool cleared = false;
   for (int64_t step = 0; step < call.steps; step++) {
     for (int64_t i = thread; i < net.count(); i += threads) pack(net, i, fit.parameters, memory.packed);
-    if (thread == 0) memory.factor = fit.plateau ? fit.plateau[PLATEAU_FACTOR] : 1.0;
+    if (thread == 0) {
+      memory.factor = fit.plateau ? fit.plateau[PLATEAU_FACTOR] : 1.0;
+      if (net.grid && fit.index) arrange(fit.index + step * call.samples, call.samples, fit.rows, memory.order);
+    }
     team.meet(threads);
     for (int64_t k = first; k < last; k++) part(net, fit, call, memory, step, k, parts, memory.work[thread]);
     if (call.stopped()) memory.aborted = true;  // benign: all write the same, and all read it after they met
@@ -409,15 +442,15 @@ inline int64_t train(const Network &net, const Call &call, PixfitFit &fit, Memor
     const float scale = static_cast<float>(1.0 / size);
     gather(net, fit, memory, parts, scale, thread, threads);
     if (net.grid) {
-      for (int64_t k = 0; k < plan.level_count; k++) {
+      for (int64_t k = 0; k < plan.level_count && !cleared; k++) {
         const PixfitLevel &level = plan.levels[k];
         const auto [begin, end] = share(level.entries * level.features, thread, threads);
         memset(fit.gradient + level.table + begin, 0, sizeof(float) * (end - begin));
       }
-      const auto [begin, end] = share(call.samples * plan.lift_features, thread, threads);
+      const auto [begin, end] = share(call.samples * net.slope_pitch(), thread, threads);
       for (int64_t k = begin; k < end; k++) memory.slopes[k] *= scale;
       team.meet(threads);
-      pixfit::grid_backward_part(plan, memory.points, call.samples, memory.slopes, plan.lift_features,
+      pixfit::grid_backward_part(plan, memory.points, call.samples, memory.slopes, net.slope_pitch(),
                                  fit.gradient, thread, threads);
     }
     float clip = 1.0f;
@@ -431,7 +464,8 @@ inline int64_t train(const Network &net, const Call &call, PixfitFit &fit, Memor
         }
         clip = static_cast<float>(std::min(1.0, call.update.clip_norm / (std::sqrt(squares) + 1e-6)));
       }
-      improve(call, fit, step, memory.factor, clip, low, high);
+      cleared = net.grid && step + 1 < call.steps;
+      improve(call, fit, step, memory.factor, clip, cleared, low, high);
     }
     if (thread == 0) {
       fit.losses[step] = loss / size;
