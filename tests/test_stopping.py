@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pixfit.stopping import STOPPING, Budget, Epochs, Never, Seconds, Steps, Stopping, TargetPSNR
+from pixfit.stopping import STOPPING, Budget, Epochs, HeldOut, Never, Seconds, Steps, Stopping, TargetPSNR
 
 
 def test_the_list_has_every_rule() -> None:
-    assert set(STOPPING.values()) == {Never, TargetPSNR} == set(Stopping.__subclasses__())
+    assert set(STOPPING.values()) == {Never, TargetPSNR, HeldOut} == set(Stopping.__subclasses__())
     assert all(name == kind.__name__ for name, kind in STOPPING.items())
 
 
@@ -46,6 +46,7 @@ def test_the_first_limit_counts(budget: Budget, per_epoch: int, limit: int | Non
         (lambda: Seconds(float("nan")), "budget.seconds is nan"),
         (lambda: Seconds(float("inf")), "budget.seconds is inf"),
         (lambda: TargetPSNR(every=0), "stopping.every is 0"),
+        (lambda: HeldOut(patience=0), "stopping.patience is 0"),
     ],
 )
 def test_values_that_are_refused(make: Any, message: str) -> None:

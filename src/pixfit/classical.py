@@ -1,0 +1,117 @@
+"""What restores a picture without a network: the controls that a fit must beat, and what its answer is blended with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pixfit import starts
+from pixfit.problem import View
+
+__all__ = ["biharmonic", "enlarged", "noise_level", "nonlocal_means", "total_variation"]
+
+_FEWEST = 25  # known pixels that bi-harmonic inpainting needs
+
+
+def nonlocal_means(noisy: Tensor, sigma: float) -> Tensor:
+    """Non-local means (Buades et al., CVPR 2005): patches of 5 pixels up to 8 apart, h = 0.8 σ, of (C, H, W)."""
+    from skimage.restoration import denoise_nl_means
+
+    if sigma <= 0:
+        return noisy.clone()
+    grey = len(noisy) == 1
+    values = (noisy[0] if grey else noisy.movedim(0, -1)).double().numpy()
+    found = denoise_nl_means(
+        values, patch_size=5, patch_distance=8, h=0.8 * sigma, sigma=sigma, fast_mode=False,
+        channel_axis=None if grey else -1,
+    )  # fmt: skip
+    return _tensor(found.reshape(*noisy.shape[1:], -1))  # scikit-image drops sides of one pixel
+
+
+def total_variation(view: View, strength: float, steps: int = 200) -> Tensor:
+    """The picture (C, H, W) of least ½‖A x − y‖² + strength · TV(x), isotropic, a channel at a time.
+
+    The primal-dual method of Chambolle and Pock (2011) with both terms in the dual, after so many steps.
+    """
+    y, operator = view.measurement, view.operator
+    use = torch.ones_like(y) if view.use is None else view.use.expand_as(y).to(y)
+    x = operator.adjoint(torch.ones_like(y), view.shape)
+    norm = 1.0
+    for _ in range(20):  # the operator's norm by power iteration
+        x = operator.adjoint(operator.forward(x), view.shape)
+        norm = float(x.norm())
+        if norm == 0:
+            raise ValueError("the operator takes every picture to zero; nothing can be restored")
+        x = x / norm
+    pace = 0.95 / math.sqrt(norm + 8.0)  # 8 is the squared norm of differences in two directions
+    x = operator.adjoint(y * use, view.shape) / norm
+    ahead, measured, slopes = x, torch.zeros_like(y), torch.zeros(2, *view.shape)
+    for _ in range(steps):
+        measured = use * (measured + pace * (operator.forward(ahead) - y)) / (1 + pace)
+        slopes = slopes + pace * _differences(ahead)
+        slopes = slopes / (slopes.norm(dim=0, keepdim=True) / strength).clamp(min=1.0)
+        before = x
+        x = x - pace * (operator.adjoint(measured, view.shape) + _differences_adjoint(slopes))
+        ahead = 2 * x - before
+    return x.clamp(0, 1)
+
+
+def _differences(x: Tensor) -> Tensor:
+    """(2, C, H, W): to the next row and to the next column, 0 at the last."""
+    out = x.new_zeros(2, *x.shape)
+    out[0, :, :-1] = x[:, 1:] - x[:, :-1]
+    out[1, :, :, :-1] = x[:, :, 1:] - x[:, :, :-1]
+    return out
+
+
+def _differences_adjoint(slopes: Tensor) -> Tensor:
+    out = torch.zeros_like(slopes[0])
+    out[:, :-1] -= slopes[0, :, :-1]
+    out[:, 1:] += slopes[0, :, :-1]
+    out[:, :, :-1] -= slopes[1, :, :, :-1]
+    out[:, :, 1:] += slopes[1, :, :, :-1]
+    return out
+
+
+def biharmonic(picture: Tensor, known: Tensor) -> Tensor:
+    """Bi-harmonic inpainting (Damelin and Hoang, 2018) by scikit-image; where nothing is known, the picture's mean."""
+    from skimage.restoration import inpaint_biharmonic
+
+    if bool(known.all()):
+        return picture.clone()
+    first = starts.filled(picture, known)
+    if int(known.sum()) < _FEWEST:
+        return first
+    found = inpaint_biharmonic(first.movedim(0, -1).double().numpy(), ~known[0].numpy(), channel_axis=-1)
+    return _tensor(found).clamp(0, 1)
+
+
+def noise_level(picture: Tensor) -> float:
+    """σ of white noise: the median absolute value of the finest diagonal wavelets over 0.6745, mean over channels."""
+    import pywt
+
+    if min(picture.shape[1:]) < 4:
+        return 0.0
+    levels = []
+    for channel in picture.double().numpy():
+        _, (_, _, diagonal) = pywt.dwt2(channel, "db2")
+        levels.append(float(np.median(np.abs(diagonal))) / 0.6745)
+    return sum(levels) / len(levels)
+
+
+def enlarged(picture: Tensor, factor: int) -> Tensor:
+    """(C, H, W) resized by Pillow's Lanczos filter."""
+    from PIL import Image as PillowImage
+
+    size = (picture.shape[2] * factor, picture.shape[1] * factor)
+    planes = [PillowImage.fromarray(plane).resize(size, PillowImage.Resampling.LANCZOS) for plane in picture.numpy()]
+    return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).clamp(0, 1)
+
+
+def _tensor(samples: NDArray[np.float64]) -> Tensor:
+    """(H, W, C) as float32 (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(samples, -1, 0))).float()

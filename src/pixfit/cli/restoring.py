@@ -1,0 +1,304 @@
+"""The commands that restore one picture: ``pixfit restore denoise``, ``inpaint``, ``upscale`` and ``deblur``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pixfit.cli.options import MAX_PIXELS, Device, Json, MaxPixels, Quiet, bar, command, emit, fail, say
+
+if TYPE_CHECKING:
+    from pixfit.images import Image
+    from pixfit.restore import Progress, Restored
+
+__all__ = ["deblur", "denoise", "inpaint", "upscale"]
+
+_PREVIEW_EVERY = 3.0  # seconds
+_LONG = 60.0  # seconds of work that are announced
+_PACED = 10  # steps after which the pace of a fit is known
+
+_Picture = Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to restore.")]
+_Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="OUT", help="Picture to write: .png, .tif, .jpg, .webp or .npy.")
+]
+_Truth = Annotated[
+    Path | None, typer.Option(metavar="CLEAN", help="The true picture, for reporting only; it changes nothing.")
+]
+_Preview = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Picture that shows the state, replaced every few seconds.")
+]
+_Runs = Annotated[int, typer.Option(min=1, max=64, help="Fits that are averaged: slower and better.")]
+_Updates = Annotated[
+    int | None, typer.Option(min=1, help="Updates of a fit at most; by default by the picture's size.")
+]
+_NoBlend = Annotated[bool, typer.Option("--no-blend", help="The network's picture alone, without a classical part.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Of the networks and the held-out pixels.")]
+
+
+@command
+def denoise(
+    picture: _Picture,
+    output: _Output,
+    sigma: Annotated[
+        float | None,
+        typer.Option(min=0, max=255, help="Standard deviation of the noise, of 255.", show_default="estimated"),
+    ] = None,
+    no_blend: _NoBlend = False,
+    runs: _Runs = 1,
+    steps: _Updates = None,
+    truth: _Truth = None,
+    preview: _Preview = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    seed: _Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Removes noise. It stops by itself, by pixels that it holds out.
+
+    It works on noise that differs from pixel to pixel. JPEG and resizing smear noise over neighbours; then it stays.
+
+    Example:  pixfit restore denoise noisy.png -o clean.png
+              pixfit restore denoise noisy.png -o clean.png --sigma 25 --runs 2 --preview now.png
+    """
+    from pixfit import restore
+
+    image = _load(picture, output, max_pixels, quiet)
+
+    def work(**options: Any) -> Restored:
+        return restore.denoise(image, sigma=None if sigma is None else sigma / 255, blend=not no_blend, **options)
+
+    options = {"runs": runs, "steps": steps, "seed": seed, "device": device}
+    _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
+
+
+@command
+def inpaint(
+    picture: _Picture,
+    output: _Output,
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="M", help="Picture of the same size: white is known, black is to be filled."),
+    ] = None,
+    no_blend: _NoBlend = False,
+    runs: _Runs = 1,
+    steps: _Updates = None,
+    truth: _Truth = None,
+    preview: _Preview = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    seed: _Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fills missing pixels and leaves known ones as they are. Without --mask, what is transparent is missing.
+
+    Example:  pixfit restore inpaint scratched.png -o whole.png --mask mask.png
+              pixfit restore inpaint erased.png -o whole.png
+    """
+    from pixfit import restore
+
+    image = _load(picture, output, max_pixels, quiet, keep_alpha=True)
+    if mask is None and image.channels in (1, 3):
+        fail(f"{picture} has no transparency that says what is missing; give --mask, a picture that is black there")
+    known = None if mask is None else _load_mask(mask, image, max_pixels, quiet)
+
+    def work(**options: Any) -> Restored:
+        return restore.inpaint(image, known, blend=not no_blend, **options)
+
+    options = {"runs": runs, "steps": steps, "seed": seed, "device": device}
+    _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
+
+
+@command
+def upscale(
+    picture: _Picture,
+    output: _Output,
+    factor: Annotated[int, typer.Option(min=2, max=8, help="How many times larger.")],
+    runs: _Runs = 1,
+    steps: _Updates = None,
+    truth: _Truth = None,
+    preview: _Preview = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    seed: _Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Makes a small picture larger, so that Lanczos' filter makes the small one of it again.
+
+    Example:  pixfit restore upscale small.png -o large.png --factor 4
+    """
+    from pixfit import restore
+
+    image = _load(picture, output, max_pixels, quiet)
+    if image.pixels * factor**2 > max_pixels:
+        fail(f"the result would have {image.pixels * factor**2} pixels; --max-pixels allows {max_pixels}")
+
+    def work(**options: Any) -> Restored:
+        return restore.upscale(image, factor, **options)
+
+    options = {"runs": runs, "steps": steps, "seed": seed, "device": device}
+    _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
+
+
+@command
+def deblur(
+    picture: _Picture,
+    output: _Output,
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The blur's kernel: a grey picture, or a .npy array.")
+    ] = None,
+    sigma_blur: Annotated[
+        float | None, typer.Option(help="Or: a Gaussian blur of so many pixels of standard deviation.")
+    ] = None,
+    runs: _Runs = 1,
+    steps: _Updates = None,
+    truth: _Truth = None,
+    preview: _Preview = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    seed: _Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Undoes a blur that is known.
+
+    Example:  pixfit restore deblur blurred.png -o sharp.png --sigma-blur 1.6
+              pixfit restore deblur blurred.png -o sharp.png --kernel motion.png
+    """
+    from pixfit import operators, restore
+
+    if (kernel is None) == (sigma_blur is None):
+        fail("what blurred the picture? give either --kernel FILE or --sigma-blur PIXELS")
+    if kernel is not None:
+        blur = operators.read_kernel(kernel)
+    else:
+        assert sigma_blur is not None
+        blur = operators.gaussian_kernel(sigma_blur)
+    image = _load(picture, output, max_pixels, quiet)
+
+    def work(**options: Any) -> Restored:
+        return restore.deblur(image, blur, **options)
+
+    options = {"runs": runs, "steps": steps, "seed": seed, "device": device}
+    _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
+
+
+def _load(picture: str, output: Path, max_pixels: int, quiet: bool, *, keep_alpha: bool = False) -> Image:
+    """The picture, and a check of the output's name before any work is done. JPEG files have no alpha channel."""
+    from pixfit import images
+
+    drops = output.suffix.lower() in (".jpg", ".jpeg") and not keep_alpha
+    image = images.load(picture, alpha="white" if drops else "keep", max_pixels=max_pixels)
+    images.check_writable(output, width=image.width, height=image.height)
+    say(quiet, *(f"{picture}: {note}" for note in image.notes))
+    return image
+
+
+def _load_mask(path: Path, image: Image, max_pixels: int, quiet: bool) -> Any:
+    from pixfit import images
+
+    grey = images.load(path, alpha="white", max_pixels=max_pixels).data.mean(dim=0)
+    if grey.shape != image.data.shape[1:]:
+        fail(
+            f"{path}: the mask is {grey.shape[1]}×{grey.shape[0]}, the picture {image.width}×{image.height}; both must "
+            "have one size"
+        )
+    between = int(((grey > 0) & (grey < 1)).sum())
+    if between:
+        say(quiet, f"{path}: {between} pixels are neither black nor white; from half grey on they count as white")
+    return grey >= 0.5
+
+
+def _restore(
+    work: Callable[..., Restored],
+    options: dict[str, Any],
+    image: Image,
+    output: Path,
+    truth: Path | None,
+    preview: Path | None,
+    max_pixels: int,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from pixfit import images
+
+    clean = None if truth is None else images.load(truth, alpha="drop", max_pixels=max_pixels)
+    if preview is not None:
+        images.check_writable(preview, width=image.width, height=image.height)
+        if preview.resolve() == output.resolve():
+            fail(f"--preview and -o are both {output}; give the preview a name of its own")
+    with bar(quiet, image.name or "restore") as show:
+        done = work(**options, truth=clean, on_progress=_teller(show, preview, quiet))
+    images.save(done.image, output)
+    say(quiet, *done.notes)
+    scores = {} if clean is None else done.scores(clean)
+    report = {
+        "task": done.task, "status": done.status, "stop_rule": done.stop_rule, "stop_step": done.stop_step,
+        "steps": done.steps, "seconds": done.seconds, "file": str(output), **scores,
+    }  # fmt: skip
+    if as_json:
+        from pixfit.result import json_number
+
+        emit({**report, **{name: json_number(value) for name, value in scores.items()}})
+    else:
+        _print(done, report, clean)
+    if done.status == "cancelled":
+        say(quiet, f"interrupted: {output} is the best so far")
+        raise typer.Exit(130)
+
+
+def _teller(show: Callable[[float, str], None], preview: Path | None, quiet: bool) -> Callable[[Progress], None]:
+    """What is told of the progress: the bar, the preview, and once what is ahead."""
+    from pixfit import images
+
+    written, first, announced = 0.0, None, quiet
+
+    def tell(at: Progress) -> None:
+        nonlocal written, first, announced
+        first = at if first is None else first
+        made = at.step - first.step
+        if not announced and made >= _PACED:
+            announced = True
+            most = (at.seconds - first.seconds) / made * at.steps * at.fits
+            if most > _LONG:
+                fits = "1 fit" if at.fits == 1 else f"{at.fits} fits"
+                say(
+                    quiet,
+                    f"{fits} of up to {at.steps} steps: at most about {_duration(most)}, often half of that; "
+                    "--steps lowers it, Ctrl-C keeps the best so far",
+                )
+        score = "" if at.score is None else f", held out {at.score:.2f} dB (best {at.best:.2f})"
+        fit = "" if at.fits == 1 else f"fit {at.fit} of {at.fits}, "
+        show(at.fraction, f"{fit}step {at.step}{score}")
+        if preview is not None and time.monotonic() - written >= _PREVIEW_EVERY:
+            images.save(at.picture(), preview)
+            written = time.monotonic()
+
+    return tell
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _print(done: Restored, report: dict[str, Any], clean: Image | None) -> None:
+    rule = {"held_out": "by the held-out pixels", "steps": "after all steps", "classical": "without a fit"}
+    ended = f"{done.status} {rule.get(done.stop_rule, '')}".strip()
+    print(f"{'ended':<11} {ended}, step {done.stop_step} of {done.steps} is taken, {done.seconds:.1f} s")
+    if done.weight < 1:
+        print(f"{'blend':<11} {done.weight:.2f} of the fit, {1 - done.weight:.2f} of the classical estimate")
+    if done.sigma is not None:
+        print(f"{'noise':<11} standard deviation {255 * done.sigma:.1f} of 255")
+    if clean is not None:
+        names = {"psnr_degraded": "given", "psnr": "restored", "psnr_last": "last step", "psnr_oracle": "best step"}
+        levels = [f"{name} {report[key]:.2f} dB" for key, name in names.items() if report[key] is not None]
+        ssim = "" if report["ssim"] is None else f", SSIM {report['ssim']:.4f}"
+        print(f"{'PSNR':<11} {', '.join(levels)}{ssim}")
+    print(f"{'picture':<11} {report['file']}  {done.image.width}×{done.image.height}")
