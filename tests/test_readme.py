@@ -32,9 +32,10 @@ def test_the_commands_exist_with_their_options() -> None:
     lines = [line.partition("#")[0].split() for line in README.splitlines() if line.startswith("pixfit ")]
     assert len(lines) >= 6
     for _, verb, *rest in lines:
-        known = {
-            option for parameter in commands[verb].params for option in (*parameter.opts, *parameter.secondary_opts)
-        }
+        command = commands[verb]
+        if hasattr(command, "commands"):  # a group: the next word is the command
+            command = command.commands[rest[0]]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word for word in rest if word.startswith("-")} <= known
 
 
