@@ -322,7 +322,7 @@ class ConvDecoder(PicturePrior):
     `layers` - 1 stages of an enlargement, a convolution, ReLU and a norm, one more without the enlargement, and the
     colours; no convolution has a bias. The sides after the stages grow geometrically, rounded up, from the code's to
     the picture's, whatever these are. Defaults are those of the authors' program for natural pictures but for the
-    enlargement, which is "nearest" as in the paper.
+    enlargement, which is "nearest".
 
     channels    of the code and of all maps.
     layers      see above.
