@@ -36,6 +36,7 @@ _PACE = 0.02  # seconds of a call where the budget is in seconds
 _LOOKS = 40  # points of the curve where nobody asked for a number
 _SHARE = 5  # times as long as a look is trained before the next, where a budget is in seconds
 _TICK = 0.1  # seconds between two signs of life
+_FEW = 2**20  # pixels × features of a convolutional network below which torch's own threads do not pay
 _FAIR = 500  # steps after which a network that shows one colour has collapsed
 
 
@@ -179,7 +180,10 @@ class _Loop:
         threads = torch.get_num_threads()
         self.kernel = kernels.kernel_name(device, self.stack.widest, spec.kernel)
         alone = device.type == "cpu" and self.fits == 1 and self.samples.pointwise
-        self.crew = kernels.Crew(kernels.crew_size(self.samples.per_step, self.stack.widest) if alone else 0)
+        size = kernels.crew_size(self.samples.per_step, self.stack.widest) if alone else 0
+        if device.type == "cpu" and isinstance(model, PicturePrior) and self.samples.count * self.stack.widest < _FEW:
+            size = 1  # torch's threads would meet after each of many small operations
+        self.crew = kernels.Crew(size)
         self.weights = self.stack.weights.detach()
         self.stepper = spec.optimiser.start(self.weights, self.stack.layout)
         self.stepper.crew = self.crew
