@@ -14,16 +14,17 @@ SOURCE = Path(pixfit.__file__).parent
 
 ROWS: dict[str, int] = {
     "canonical": 1, "files": 1,
-    "images": 2, "operators": 2, "noise": 2, "losses": 2, "metrics": 2, "kernels": 2,
+    "images": 2, "operators": 2, "noise": 2, "noise_estimate": 2, "held_out": 2, "losses": 2, "metrics": 2,
+    "kernels": 2,
     "models": 3,
     "starts": 4, "optim": 4, "schedules": 4, "stopping": 4,
     "problem": 5, "plots": 5,
     "spec": 6, "result": 6, "classical": 6, "pieces": 6,
-    "job": 7, "stack": 7, "lowered": 7, "engine": 7, "modelfile": 7,
-    "render": 8, "store": 8,
-    "recipes": 9,
+    "job": 7, "stack": 7, "lowered": 7, "engine": 7, "modelfile": 7, "tasks": 7,
+    "render": 8, "store": 8, "embedding": 8,
+    "recipes": 9, "similarity": 9, "paths": 9,
     "run": 10,
-    "studies": 11, "workers": 11, "restore": 11,
+    "studies": 11, "workers": 11, "restore": 11, "memorize": 11,
     "report": 12, "export": 12,
     "cli": 13,
 }  # fmt: skip

@@ -12,7 +12,22 @@ import schedulefree
 import torch
 from torch import Tensor
 
-from pixfit.optim import OPTIMISERS, SGD, Adam, AdamW, Entry, Muon, Optimiser, ScheduleFreeAdamW, Stepper, clip_rows
+from pixfit.models import Descent
+from pixfit.optim import (
+    OPTIMISERS,
+    SGD,
+    Adam,
+    AdamW,
+    Backtracking,
+    Entry,
+    Langevin,
+    Muon,
+    Optimiser,
+    ScheduleFreeAdamW,
+    Stepper,
+    clip_rows,
+    with_descents,
+)
 from pixfit.schedules import Cosine
 
 STEPS = 50
@@ -23,6 +38,8 @@ FAMILY: list[Optimiser] = [
     Adam(),
     Adam(betas=(0.8, 0.95), eps=1e-6),
     AdamW(weight_decay=0.1),
+    Langevin(weight_decay=0.1),
+    Backtracking(weight_decay=0.1, every=5),
     ScheduleFreeAdamW(),
     ScheduleFreeAdamW(betas=(0.95, 0.99), weight_decay=0.1, warmup_steps=10),
     Muon(),
@@ -98,7 +115,7 @@ def torchs(settings: Optimiser) -> Reference:
 
 
 @pytest.mark.parametrize("fits", [1, 3])
-@pytest.mark.parametrize("settings", [settings for settings in FAMILY if not isinstance(settings, Muon)], ids=str)
+@pytest.mark.parametrize("settings", [s for s in FAMILY if not isinstance(s, Muon | Langevin)], ids=str)
 def test_every_row_goes_the_way_of_the_reference(settings: Optimiser, fits: int) -> None:
     settings = replace(settings, lr=0.01)
     weights, lr = rows(fits, 1), rates(settings, fits)
@@ -182,6 +199,145 @@ def test_the_schedule_moves_both_rates_of_muon() -> None:
     torch.testing.assert_close(step(0.25), 0.25 * step(1.0), rtol=1e-3, atol=1e-6)
 
 
+# --- noise, returns, and descents beside an optimiser
+
+
+def test_langevin_is_adamw_with_noise_on_the_matrices() -> None:
+    """The noise of each step is what is left of the weights without AdamW's own step."""
+    settings = Langevin(lr=0.02, noise=1.5, weight_decay=0.1)
+    weights, plain = rows(2, 1), rows(2, 1)
+    stepper, adam = settings.start(weights, layout()), AdamW(weight_decay=0.1).start(plain, layout())
+    stepper.seeds, lr, drawn = [7, 8], torch.tensor([[0.02], [0.01]]).double(), []
+    assert stepper.rule() is None  # a compiled kernel would leave the noise out
+    for step in range(40):
+        slope = gradient(weights, step)
+        plain.copy_(weights)
+        stepper.update(slope.clone(), lr)
+        adam.update(slope.clone(), lr)
+        drawn.append((weights - plain) / (1.5 * lr))
+    noise = torch.stack(drawn)
+    for entry in layout():
+        part = noise[..., entry.start : entry.stop]
+        if entry.name.endswith("bias"):
+            assert float(part.abs().max()) < 1e-9
+        else:
+            torch.testing.assert_close(part.std(dim=(0, 2)), torch.ones(2, dtype=part.dtype), rtol=0.15, atol=0)
+            assert float(part.mean().abs()) < 0.1
+    assert not torch.allclose(noise[0, 0], noise[1, 0])
+    assert not torch.allclose(noise[0, 0], noise[0, 1])
+    again, plain = rows(2, 1), rows(2, 1)
+    other = settings.start(again, layout())
+    other.seeds = [8, 9]
+    other.update(gradient(again, 0), lr)
+    AdamW(weight_decay=0.1).start(plain, layout()).update(gradient(plain, 0), lr)
+    # One seed and step is one draw, whatever the row and its rate.
+    torch.testing.assert_close(((again - plain) / (1.5 * lr))[0], noise[0, 1], rtol=1e-6, atol=1e-6)
+
+
+def test_backtracking_restores_weights_and_optimiser() -> None:
+    """One row's loss jumps at step 13: what follows is the course from step 10, where it was kept; its mate goes on."""
+    settings = Backtracking(lr=0.01, jump=3.0, every=5, weight_decay=0.1)
+    weights, lr = rows(2, 1), torch.full((2, 1), 0.01).double()
+    stepper, course = settings.start(weights, layout()), []
+    for step in range(13):
+        course.append(weights.clone())
+        assert not bool(stepper.notice(torch.tensor([1.0, 2.0])).any())  # type: ignore[union-attr]
+        stepper.update(gradient(weights, step), lr)
+    weights[0] += 100.0  # a step that went wrong
+    back = stepper.notice(torch.tensor([3.1, 5.9]))
+    assert back is not None
+    assert back.tolist() == [True, False]
+    stepper.update(gradient(weights, 13), lr)
+    assert torch.equal(weights[0], course[10][0])
+    for step in range(10, 20):  # the same gradients as after step 10: the same way, moments and bias correction too
+        stepper.notice(torch.tensor([1.0, 2.0]))
+        stepper.update(gradient(weights, step), lr)
+        if step + 1 < 13:
+            assert torch.equal(weights[0], course[step + 1][0])
+    plain = rows(1, 1)
+    advance(AdamW(weight_decay=0.1).start(plain, layout()), plain, lr[:1], range(20))
+    assert torch.equal(weights[0], plain[0])
+    assert [row["mark"]["returns"] for row in stepper.scalars()["rows"]] == [1, 0]
+
+
+def test_backtracking_takes_a_loss_that_is_no_number_for_a_jump() -> None:
+    weights = rows(1, 1)
+    stepper, before = Backtracking().start(weights, layout()), weights.clone()
+    stepper.notice(torch.tensor([0.5]))
+    stepper.update(gradient(weights, 0), torch.tensor([[0.01]]))
+    stepper.notice(torch.tensor([torch.nan]))
+    stepper.update(torch.full_like(weights, torch.nan), torch.tensor([[0.01]]))
+    assert torch.equal(weights, before)
+
+
+@pytest.mark.parametrize("cut", [3, 11, 14])
+def test_backtracking_goes_on_bit_for_bit_with_what_it_kept(cut: int) -> None:
+    settings, lr = Backtracking(lr=0.01, jump=2.0, every=4), torch.full((2, 1), 0.01)
+    losses = [torch.tensor([1.0, 9.0 if step in (6, 13) else 1.0]) for step in range(20)]
+
+    def go(stepper: Stepper, weights: Tensor, steps: range) -> None:
+        for step in steps:
+            stepper.notice(losses[step])
+            stepper.update(gradient(weights, step), lr)
+
+    whole, first = rows(2, 1, torch.float32), rows(2, 1, torch.float32)
+    full, part = settings.start(whole, layout()), settings.start(first, layout())
+    go(full, whole, range(20))
+    go(part, first, range(cut))
+    second = torch.zeros_like(first)
+    restored = settings.start(second, layout())
+    second.copy_(first)
+    restored.restore(
+        {name: value.clone() for name, value in part.tensors().items()}, json.loads(json.dumps(part.scalars()))
+    )
+    go(restored, second, range(cut, 20))
+    assert torch.equal(second, whole)
+    assert restored.scalars() == full.scalars()
+    assert full.scalars()["rows"][1]["mark"]["returns"] == 2
+
+
+@family
+def test_descents_are_left_alone_by_every_optimiser(settings: Optimiser) -> None:
+    """Two parameters go their own way, at their own pace; all others go as if these had no gradient."""
+    descents = [Descent("layers.0.bias", 0.1), Descent("layers.2.bias", 0.2, every=3)]
+    weights, plain, lr = rows(2, 1), rows(2, 1), rates(settings, 2)
+    stepper = with_descents(settings.start(weights, layout()), layout(), descents)
+    alone = settings.start(plain, layout())
+    assert with_descents(alone, layout(), ()) is alone
+    assert stepper.rule() is None
+    parts = {entry.name: slice(entry.start, entry.stop) for entry in layout()}
+    first, second = parts["layers.0.bias"], parts["layers.2.bias"]
+    own = [weights[:, first].clone(), weights[:, second].clone()]
+    for step in range(12):
+        slope = gradient(weights, step)
+        own[0] -= 0.1 * 6 * slope[:, first]
+        if step % 3 == 2:
+            own[1] -= 0.2 * 12 * slope[:, second]
+        without = gradient(plain, step)
+        without[:, first] = without[:, second] = 0
+        stepper.update(slope, lr)
+        alone.update(without, lr)
+        torch.testing.assert_close(weights[:, first], own[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(weights[:, second], own[1], rtol=1e-12, atol=1e-12)
+    others = torch.ones(weights.shape[1], dtype=torch.bool)
+    others[first] = others[second] = False
+    torch.testing.assert_close(weights[:, others], plain[:, others], rtol=1e-12, atol=1e-12)
+    shown = stepper.evaluation_weights()
+    torch.testing.assert_close(shown[:, first], own[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shown[:, others], alone.evaluation_weights()[:, others], rtol=1e-12, atol=1e-12)
+
+
+def test_a_return_takes_descents_back_too() -> None:
+    weights, lr = rows(2, 1), torch.full((2, 1), 0.01).double()
+    stepper = with_descents(Backtracking().start(weights, layout()), layout(), [Descent("layers.0.bias", 0.1)])
+    start = weights.clone()
+    for step, losses in enumerate(([1.0, 1.0], [1.0, 1.0], [9.0, 1.0])):
+        stepper.notice(torch.tensor(losses))
+        stepper.update(gradient(weights, step), lr)
+    assert torch.equal(weights[0], start[0])
+    assert not torch.equal(weights[1], start[1])
+
+
 # --- rows, and looking at them
 
 
@@ -243,7 +399,7 @@ def test_weights_without_a_gradient_stay_at_zero(settings: Optimiser) -> None:
     stepper = settings.start(weights, layout())
     for step in range(10):
         stepper.update(gradient(weights, step) * mask, rates(settings, 2, torch.float32))
-        if isinstance(settings, Muon):  # an orthogonal step fills the gaps; the engine masks the weights again
+        if isinstance(settings, Muon | Langevin):  # these fill the gaps; the engine masks the weights again
             weights.mul_(mask)
         assert bool(stepper.evaluation_weights()[mask == 0].eq(0).all())
 
@@ -318,6 +474,9 @@ def test_clipping_a_row_ignores_its_mates() -> None:
         (lambda: SGD(momentum=1.0), r"optimiser\.momentum is 1\.0"),
         (lambda: SGD(nesterov=True), r"set optimiser\.momentum above 0"),
         (lambda: Muon(lr=0), r"optimiser\.lr is 0"),
+        (lambda: Langevin(noise=-1), r"optimiser\.noise is -1"),
+        (lambda: Backtracking(jump=1.0), r"optimiser\.jump is 1\.0; it must be above 1"),
+        (lambda: Backtracking(every=0), r"optimiser\.every is 0"),
         (lambda: Muon(momentum=-0.1), r"optimiser\.momentum"),
         (lambda: ScheduleFreeAdamW(betas=(0.0, 0.999)), r"optimiser\.betas\[0\] is 0"),
         (lambda: ScheduleFreeAdamW(schedule=Cosine()), r"use optimiser\.warmup_steps"),

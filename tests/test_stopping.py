@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pixfit.stopping import STOPPING, Budget, Epochs, HeldOut, Never, Seconds, Steps, Stopping, TargetPSNR
+from pixfit.stopping import STOPPING, Budget, Epochs, HeldOut, Never, Seconds, Steps, Stopping, TargetPSNR, discrepancy
 
 
 def test_the_list_has_every_rule() -> None:
@@ -47,8 +47,16 @@ def test_the_first_limit_counts(budget: Budget, per_epoch: int, limit: int | Non
         (lambda: Seconds(float("inf")), "budget.seconds is inf"),
         (lambda: TargetPSNR(every=0), "stopping.every is 0"),
         (lambda: HeldOut(patience=0), "stopping.patience is 0"),
+        (lambda: discrepancy(0.0), "sigma is 0.0"),
+        (lambda: discrepancy(0.1, factor=-1), "factor is -1"),
     ],
 )
 def test_values_that_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_discrepancy_is_a_level_of_the_measurement() -> None:
+    assert discrepancy(0.1).psnr == pytest.approx(20.0)
+    rule = discrepancy(0.1, factor=0.5, every=7)
+    assert (rule.psnr, rule.every) == (pytest.approx(23.0103), 7)

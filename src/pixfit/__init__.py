@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = (
-    "canonical", "export", "images", "losses", "metrics", "modelfile", "models", "noise", "operators", "optim", "plots",
-    "recipes", "render", "restore", "schedules", "starts", "stopping",
+    "canonical", "embedding", "export", "images", "losses", "memorize", "metrics", "modelfile", "models", "noise",
+    "operators", "optim", "paths", "plots", "recipes", "render", "restore", "schedules",
+    "similarity", "starts", "stopping",
 )  # fmt: skip
 _NAMES = {
     "AveragedOutput": "spec",
@@ -28,49 +29,54 @@ _NAMES = {
     "Budget": "stopping", "Epochs": "stopping", "Never": "stopping", "Seconds": "stopping", "Steps": "stopping",
     "HeldOut": "stopping",
     "TargetPSNR": "stopping", "GaussianNoise": "noise", "PoissonNoise": "noise", "SaltAndPepper": "noise",
-    "Problem": "problem", "Image": "images", "Network": "modelfile", "Result": "result", "Start": "starts",
+    "Gallery": "problem", "PictureBatches": "spec", "Problem": "problem",
+    "Image": "images", "Network": "modelfile", "Result": "result", "Start": "starts",
     "Status": "result", "Store": "store", "Weights": "starts", "fit": "run", "load": "modelfile", "save": "modelfile",
 }  # fmt: skip
 
 if TYPE_CHECKING:
     from pixfit import (
         canonical,
+        embedding,
         export,
         images,
         losses,
+        memorize,
         metrics,
         modelfile,
         models,
         noise,
         operators,
         optim,
+        paths,
         plots,
         recipes,
         render,
         restore,
         schedules,
+        similarity,
         starts,
         stopping,
     )
     from pixfit.images import Image
     from pixfit.modelfile import Network, load, save
     from pixfit.noise import GaussianNoise, PoissonNoise, SaltAndPepper
-    from pixfit.problem import Problem
+    from pixfit.problem import Gallery, Problem
     from pixfit.result import Result, Status
     from pixfit.run import fit
-    from pixfit.spec import AveragedOutput, Batches, BestHeldOut, Last, MovingAverage, Record, Spec
+    from pixfit.spec import AveragedOutput, Batches, BestHeldOut, Last, MovingAverage, PictureBatches, Record, Spec
     from pixfit.starts import Start, Weights
     from pixfit.stopping import Budget, Epochs, HeldOut, Never, Seconds, Steps, TargetPSNR
     from pixfit.store import Store
 
 __all__ = [
     "AveragedOutput",
-    "Batches", "BestHeldOut", "Budget", "Epochs", "GaussianNoise", "HeldOut", "Image", "Last", "MovingAverage",
-    "Network", "Never", "PoissonNoise", "Problem", "Record", "Result", "SaltAndPepper", "Seconds", "Spec", "Start",
-    "Status", "Steps", "Store",
-    "TargetPSNR", "Weights", "canonical", "export", "fit", "images", "load", "losses", "metrics", "modelfile",
-    "models", "noise", "operators", "optim", "plots", "recipes", "render", "restore", "save", "schedules", "starts",
-    "stopping",
+    "Batches", "BestHeldOut", "Budget", "Epochs", "Gallery", "GaussianNoise", "HeldOut", "Image",
+    "Last", "MovingAverage", "Network", "Never", "PictureBatches", "PoissonNoise", "Problem", "Record", "Result",
+    "SaltAndPepper", "Seconds", "Spec", "Start", "Status", "Steps", "Store",
+    "TargetPSNR", "Weights", "canonical", "embedding", "export", "fit", "images", "load", "losses", "memorize",
+    "metrics", "modelfile", "models", "noise", "operators", "optim", "paths", "plots", "recipes", "render", "restore",
+    "save", "schedules", "similarity", "starts", "stopping",
 ]  # fmt: skip
 
 

@@ -21,10 +21,10 @@ from pixfit.job import Blind, Job, Moment, Outcome, State, Watch
 from pixfit.kernels import card
 from pixfit.lowered import Lowered, Training, lower, served
 from pixfit.models import PicturePrior
-from pixfit.optim import Muon, clip_rows
-from pixfit.problem import View
+from pixfit.optim import Muon, clip_rows, with_descents
+from pixfit.problem import View, stream
 from pixfit.schedules import Plateau, PlateauState
-from pixfit.spec import AveragedOutput, BestHeldOut, MovingAverage
+from pixfit.spec import AveragedOutput, BestHeldOut, MovingAverage, PictureBatches
 from pixfit.stack import Samples, Stack
 from pixfit.stopping import HeldOut, TargetPSNR
 
@@ -50,7 +50,9 @@ def stack_key(job: Job) -> str:
     # Muon's two rates keep their ratio, so fits with different ones do not share a working optimiser.
     optimiser = spec.optimiser if isinstance(spec.optimiser, Muon) else replace(spec.optimiser, lr=1.0)
     samples = len(job.view.samples()[0]) if job.view.operator.pointwise else list(job.view.measurement.shape)
-    timed = spec.id if spec.budget.seconds is not None else None
+    # Pictures of unequal sizes, shuffled by each fit's own seed, make batches of unequal sizes.
+    apart = isinstance(spec.batches, PictureBatches) and spec.batches.order == "shuffled"
+    timed = spec.id if spec.budget.seconds is not None or apart else None
     shape = {"samples": samples, "shape": job.view.shape, "weighted": job.view.use is not None}
     operator = None if job.view.operator.pointwise else job.view.operator
     return canonical.text(
@@ -64,7 +66,7 @@ def one_thread_each(job: Job) -> bool:
     if found is None or job.spec.budget.seconds is not None:
         return False
     pixels = job.view.measurement.shape[1] * job.view.measurement.shape[2]
-    return min(pixels, job.spec.batches.pixels or pixels) * found[1].products < _SMALL
+    return job.spec.batches.per_step(pixels, len(job.spec.model.sizes)) * found[1].products < _SMALL
 
 
 def stack_limit(job: Job, device: torch.device) -> int:
@@ -76,7 +78,9 @@ def stack_limit(job: Job, device: torch.device) -> int:
         return 4 * torch.get_num_threads()
     free, _ = torch.cuda.mem_get_info(device)
     pixels = job.view.measurement.shape[1] * job.view.measurement.shape[2]
-    samples, plan = min(pixels, job.spec.batches.pixels or pixels), job.spec.model.plan(2, job.view.shape[0])
+    model = job.spec.model
+    samples = job.spec.batches.per_step(pixels, len(model.sizes))
+    plan = model.plan(model.in_features, job.view.shape[0])
     if plan is not None:
         return max(1, card.stack_limit(plan, samples, free))
     # Weights, moments and copies, and what autograd keeps at every sample of every map, with room to spare.
@@ -171,12 +175,16 @@ class _Loop:
         self.fits = len(jobs)
         dtype = torch.float64 if spec.precision == "float64" else torch.float32
         weights, masks, views = [job.weights for job in jobs], [job.mask for job in jobs], [job.view for job in jobs]
-        rounded = spec.model.plan(2, views[0].shape[0]) if spec.precision == "bfloat16-backward" else None
         model = spec.model.sized(*views[0].shape[1:])
+        rounded = None
+        if spec.precision == "bfloat16-backward":
+            rounded = model.plan(model.in_features, views[0].shape[0])
         self.stack = Stack(model, views[0].shape[0], weights, masks, rounded=rounded, dtype=dtype, device=device)
+        pictures = spec.batches if isinstance(spec.batches, PictureBatches) else None
         self.samples = Samples(
-            model, views, [job.spec.seed for job in jobs], spec.batches.pixels, dtype=dtype, device=device
-        )
+            model, views, [job.spec.seed for job in jobs], spec.batches.pixels, pictures=pictures, dtype=dtype,
+            device=device,
+        )  # fmt: skip
         threads = torch.get_num_threads()
         self.kernel = kernels.kernel_name(device, self.stack.widest, spec.kernel)
         alone = device.type == "cpu" and self.fits == 1 and self.samples.pointwise
@@ -185,8 +193,10 @@ class _Loop:
             size = 1  # torch's threads would meet after each of many small operations
         self.crew = kernels.Crew(size)
         self.weights = self.stack.weights.detach()
-        self.stepper = spec.optimiser.start(self.weights, self.stack.layout)
+        descents = model.descents if isinstance(model, PicturePrior) else ()
+        self.stepper = with_descents(spec.optimiser.start(self.weights, self.stack.layout), self.stack.layout, descents)
         self.stepper.crew = self.crew
+        self.stepper.seeds = [stream(job.spec.seed, "optimiser").initial_seed() for job in jobs]
         self.rates = torch.tensor([[job.spec.optimiser.lr] for job in jobs], dtype=dtype, device=device)
         schedule = spec.optimiser.schedule
         self.plateau = PlateauState(schedule, self.fits, device) if isinstance(schedule, Plateau) else None
@@ -220,6 +230,7 @@ class _Loop:
         self.final = self.good.clone()
         self.best = None if self.compare_every is None else self.good.clone()
         self.best_error, self.best_step = [math.inf] * self.fits, [0] * self.fits
+        self.compared: list[Tensor] = []  # (F, 2) of each look at held-out pixels: the loss, the PSNR
         if isinstance(spec.stopping, HeldOut) and self.compare_every is None:
             raise ValueError(
                 "the stopping rule HeldOut needs an estimate that looks at held-out pixels, such as "
@@ -267,6 +278,7 @@ class _Loop:
         rates = self._rates_now()
         if self.plateau is not None:
             rates = rates * self.plateau.factors.to(rates.dtype)[:, None]
+        self.stepper.notice(losses)
         self.stepper.update(gradient, rates)
         if self.stack.mask is not None:
             self.weights.mul_(self.stack.mask)
@@ -323,12 +335,13 @@ class _Loop:
             return losses.detach(), self.stack.gradient(losses)
 
         if self.spec.model.tile is not None:
-            return descend(self.stack.forward(coordinates, targets=targets, autocast=autocast), slice(None))
+            given = samples.given(targets, self.step)
+            return descend(self.stack.forward(coordinates, targets=given, autocast=autocast), slice(None))
         if not samples.pointwise:
             output = self.stack.forward(coordinates, autocast=autocast)
             self._average(output.detach())
-            picture = samples.picture(output)
-            return descend(self.spec.model.to_target(samples.operator.forward(picture)), slice(None))
+            measured = self.stack.explained(samples.operator.forward(samples.picture(output)))
+            return descend(self.spec.model.to_target(measured), slice(None))
 
         count = targets.shape[1]
         parts = min(max(1, self.crew.size), count)
@@ -429,7 +442,7 @@ class _Loop:
         return weights if self.shown is None else torch.cat([weights, self.shown], dim=1)
 
     def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
-        """Pixels (F, n, C) at coordinates (1 or F, n, 2), not clamped."""
+        """Pixels (F, n, C) at coordinates (1 or F, n, D), not clamped."""
         return self.spec.model.to_pixels(self._output(weights, coordinates))
 
     def _output(self, weights: Tensor, coordinates: Tensor) -> Tensor:
@@ -445,33 +458,43 @@ class _Loop:
 
     def _compare_held_out(self) -> None:
         assert self.best is not None
+        assert self.compare_every is not None
         self.clock.pause()
-        weights = self.estimate()
+        weights, found = self.estimate(), torch.zeros(self.fits, 2)
         for fit, job in enumerate(self.jobs):
             if job.view.held_out is None:
                 name = type(self.spec.estimate).__name__
                 raise ValueError(f"the estimate {name} needs held-out pixels; give the problem held_out=0.1")
-            error = float(self._held_out_errors(weights, job.view, job.view.held_out, fit).square().mean())
+            errors, losses = self._held_out_errors(weights, job.view, job.view.held_out, fit)
+            mean = errors.square().mean()
+            error, found[fit, 0], found[fit, 1] = float(mean), losses.mean(), -10 * mean.log10()
             if error < self.best_error[fit]:
                 self.best_error[fit], self.best_step[fit] = error, self.step
                 self.best[fit] = weights[fit]
+        if self.step // self.compare_every == len(self.compared):  # a resumed fit looks at its first step again
+            self.compared.append(found)
         self.clock.start()
 
-    def _held_out_errors(self, weights: Tensor, view: View, held_out: Tensor, fit: int) -> Tensor:
-        """Differences (n,) between what was measured at the held-out samples and what the weights predict there."""
+    def _held_out_errors(self, weights: Tensor, view: View, held_out: Tensor, fit: int) -> tuple[Tensor, Tensor]:
+        """At the held-out samples, (n,) each: differences between what the weights predict, clamped, and what was
+        measured; and the losses, in the network's target range and not clamped, as in training."""
+        model = self.spec.model
         if self.samples.pointwise:  # then only those pixels need to be computed
             places = held_out.any(dim=0).flatten().nonzero()[:, 0]
             points = self.samples.at(places)[None]
             if isinstance(self.lowered, Lowered):  # its mates have held-out pixels of their own
-                shown = self.spec.model.to_pixels(self.lowered.predict(weights, points, fit))[0]
+                output = self.lowered.predict(weights, points, fit)[0].T
             else:
-                shown = self.predict(weights, points)[fit]
-            predicted = shown.clamp(0, 1).T
+                output = self._output(weights, points)[fit].T
+            predicted, shown = model.to_pixels(output).clamp(0, 1), output
             measured, wanted = view.measurement.flatten(1)[:, places], held_out.flatten(1)[:, places]
         else:
             picture = self.samples.picture(self._output(weights, self.samples.at(self.samples.places)))[fit]
             predicted, measured, wanted = view.operator.forward(picture.clamp(0, 1)), view.measurement, held_out
-        return (predicted.cpu() - measured)[wanted.expand_as(measured)]
+            shown = model.to_target(view.operator.forward(picture))
+        wanted = wanted.expand_as(measured)
+        losses = self.spec.loss(shown.cpu().to(measured), model.to_target(measured))
+        return (predicted.cpu() - measured)[wanted], losses.detach()[wanted]
 
     def measured_psnr(self, weights: Tensor, limit: int | None = None) -> list[float]:
         """PSNR (F) of what the clamped picture measures, against the fitted samples or about ``limit`` of them."""
@@ -492,6 +515,14 @@ class _Loop:
             math.inf if mean == 0 else -10 * math.log10(mean) if math.isfinite(mean) else -math.inf
             for mean in means.tolist()
         ]
+
+    def _looks(self, fit: int, last: int) -> dict[str, Tensor]:
+        """One fit's curves over its looks at held-out pixels, up to its own last step."""
+        if self.compare_every is None:
+            return {}
+        steps = torch.arange(0, last + 1, self.compare_every)[: len(self.compared)]
+        losses, levels = torch.stack(self.compared)[: len(steps), fit].unbind(dim=1)
+        return {"held_out_step": steps, "held_out_loss": losses.clone(), "held_out_psnr": levels.clone()}
 
     def _show(self, *, last: bool) -> None:
         now = self.clock.seconds()
@@ -537,6 +568,7 @@ class _Loop:
                     losses=curve, psnr_measured=levels[fit], seconds=end["seconds"],
                     process_seconds=self.clock.process / self.fits, evaluation_seconds=self.clock.evaluation,
                     kernel=self.kernel, picture=None if pictures is None else pictures[fit],
+                    looks=self._looks(fit, end["step"]),
                 )
             )  # fmt: skip
         return tuple(out)
@@ -578,6 +610,8 @@ class _Loop:
             tensors["best"] = self.best
         if self.shown is not None:
             tensors["shown"] = self.shown
+        if self.compared:
+            tensors["compared"] = torch.stack(self.compared, dim=1)
         if self.plateau is not None:
             tensors |= {f"plateau/{name}": value for name, value in self.plateau.tensors().items()}
         scalars = {
@@ -609,6 +643,10 @@ class _Loop:
             self.plateau.restore(_below("plateau/", tensors))
         self.best_error = [math.inf if value is None else float(value) for value in scalars["best_error"]]
         self.best_step = list(scalars.get("best_step", self.best_step))  # older checkpoints have no such rule
+        if self.compare_every is not None:
+            looks = self.step // self.compare_every + 1  # older checkpoints have not kept what they saw
+            compared = tensors.get("compared", torch.full((self.fits, looks, 2), math.nan))
+            self.compared = list(compared.clone().unbind(dim=1))
         # A cancelled fit goes on; any other end stands.
         self.ended = [None if end is None or end["verdict"] == "cancelled" else end for end in scalars["ended"]]
         self.clock.wall, self.clock.process, self.clock.evaluation = scalars["clock"]

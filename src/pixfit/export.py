@@ -48,8 +48,8 @@ def write(source: Network | Result | str | Path, path: str | Path) -> tuple[Path
 
     Raises:
         ValueError: another suffix, no such folder, a name that would hide a module which the script imports, a fit
-            without a network, or a network that knows no coordinates; as `modelfile.ModelFileError` a model file that
-            cannot be read.
+            without a network, a memory of many pictures, or a network that knows no coordinates; as
+            `modelfile.ModelFileError` a model file that cannot be read.
         FileExistsError: the place of the script's weights is taken by something else, which is left as it is.
         ImportError: ONNX without the packages that write it; the text says how to install them.
     """
@@ -65,6 +65,8 @@ def write(source: Network | Result | str | Path, path: str | Path) -> tuple[Path
     if isinstance(source.model, PicturePrior):
         name = type(source.model).__name__
         raise ValueError(f"{path}: a {name} knows no coordinates, it makes one picture; `pixfit render` writes that")
+    if source.model.sizes:
+        raise ValueError(f"{path}: a memory holds many pictures; export one of them, which Network.one takes")
     return _write_onnx(source, path) if suffix == ".onnx" else _write_script(source, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -41,7 +41,7 @@ class Outcome:
 
     ``reason`` names the limit or rule; ``verdict`` is done, stopped, out_of_budget, diverged, collapsed or cancelled.
     ``process_seconds`` is its share of those of its stack. ``picture`` (C, H, W) is the answer, in units of pixels,
-    where it is not what the weights show.
+    where it is not what the weights show. ``looks`` are the curves ``held_out_…`` of `pixfit.Result`.
     """
 
     verdict: str
@@ -57,6 +57,7 @@ class Outcome:
     evaluation_seconds: float
     kernel: str
     picture: Tensor | None = None
+    looks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def served(spec: Spec, view: View, device: torch.device) -> Served | None:
         return None
     if spec.precision not in ("float32", "bfloat16-backward") or type(spec.loss) not in (MSE, L1, Huber):
         return None
-    found, plan = library.load(), spec.model.plan(2, view.shape[0])
+    found, plan = library.load(), spec.model.plan(spec.model.in_features, view.shape[0])
     return None if found is None or plan is None else (found, plan)
 
 
@@ -119,7 +119,7 @@ class Lowered:
         self._state, self._stack, self._samples, self._threads = state, stack, samples, threads
         places = {entry.name: entry.start for entry in stack.layout}
         self._fused = Fused(loaded, plan, places, stack.weights.shape[1], stack.buffers, backward=state.backward)
-        if samples.batch_size is None:
+        if samples.whole:
             points, targets, _ = samples.batch(0)
         else:
             points, targets = samples.at(samples.places), spec.model.to_target(samples.pixels)
@@ -172,7 +172,7 @@ class Lowered:
         return losses[:, :made]
 
     def predict(self, weights: Tensor, coordinates: Tensor, fit: int | None = None) -> Tensor:
-        """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2), or (1, n, C) of one fit."""
+        """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, D), or (1, n, C) of one fit."""
         points = coordinates.to(torch.float32).contiguous()
         fits = range(len(weights)) if fit is None else (fit,)
         rows = [
@@ -197,7 +197,7 @@ class Graphed:
 
     def __init__(self, state: Training, view: View, device: torch.device) -> None:
         spec, stack, samples = state.spec, state.stack, state.samples
-        plan, update = spec.model.plan(2, view.shape[0]), state.update()
+        plan, update = spec.model.plan(spec.model.in_features, view.shape[0]), state.update()
         if plan is None or update is None or not view.operator.pointwise or spec.precision in ("float64", "bfloat16"):
             raise ValueError(
                 "kernel is graph, which runs models that have a plan, Adam, AdamW or schedule-free, pointwise "
@@ -215,7 +215,7 @@ class Graphed:
         self._kernel: GraphSteps | PersistentSteps
         if (
             cuda and plain and type(spec.loss) is MSE and update.rule == "adam" and spec.precision == "float32"
-            and samples.batch_size is None and card.persistent_reason(plan) is None
+            and samples.whole and card.persistent_reason(plan) is None
             and 4 * stack.fits >= torch.cuda.get_device_properties(device).multi_processor_count
         ):  # fmt: skip
             self._kernel = PersistentSteps(plan, places, self._fits, samples.batch(0), update)
@@ -243,12 +243,12 @@ class Graphed:
 def forward(
     model: Model, weights: Mapping[str, Tensor], channels: int, threads: int
 ) -> Callable[[Tensor], Tensor] | None:
-    """A finished network on the kernel, from coordinates (n, 2) to outputs (n, C); None where torch has to run it."""
-    found, plan = library.load(), model.plan(2, channels)
+    """A finished network on the kernel, from coordinates (n, D) to outputs (n, C); None where torch has to run it."""
+    found, plan = library.load(), model.plan(model.in_features, channels)
     if found is None or plan is None or any(value.dtype != torch.float32 for value in weights.values()):
         return None
     with torch.device("meta"):
-        names = [name for name, _ in model.network(2, channels).named_parameters()]
+        names = [name for name, _ in model.network(model.in_features, channels).named_parameters()]
     places, at = {}, 0
     for name in names:
         places[name] = at

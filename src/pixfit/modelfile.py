@@ -1,7 +1,8 @@
 """A network in one file: safetensors whose tensors are the plain ``state_dict``, with the spec as JSON beside them.
 
-It holds the network, the spec, and the picture's size and hash; never the picture, its path or the truth. Nothing in a
-file is executed: specs are decoded by the literal table below, sizes are checked before anything is allocated.
+It holds the network, the spec, and the picture's size and hash; never the picture, its path or the truth. Of a memory
+it holds the names of the pictures too, by which they are asked for. Nothing in a file is executed: specs are decoded by
+the literal table below, sizes are checked before anything is allocated.
 """
 
 from __future__ import annotations
@@ -18,22 +19,43 @@ import torch
 from torch import Tensor, nn
 
 from pixfit import canonical, files
+from pixfit.canonical import is_whole
 from pixfit.losses import LOSSES
-from pixfit.models import ENCODINGS, META_MODELS, MODELS, PRIORS, Coordinates, Experts, Model, Perturbation
+from pixfit.models import (
+    CODES,
+    ENCODERS,
+    ENCODINGS,
+    META_MODELS,
+    MODELS,
+    PRIORS,
+    VARIANTS,
+    Coordinates,
+    Experts,
+    FrozenSiren,
+    Hyper,
+    LowRank,
+    Memory,
+    Model,
+    Perturbation,
+    Tiles,
+)
 from pixfit.optim import OPTIMISERS
-from pixfit.problem import Problem, Sealed
+from pixfit.problem import Gallery, Problem, Sealed
 from pixfit.result import Result
 from pixfit.schedules import SCHEDULES
-from pixfit.spec import ESTIMATES, AveragedOutput, Batches, Spec
+from pixfit.spec import BATCHES, ESTIMATES, AveragedOutput, Batches, Last, Spec
 from pixfit.starts import FromPicture, Start
-from pixfit.stopping import STOPPING, Budget
+from pixfit.stopping import STOPPING, Budget, Never
 
 __all__ = ["KINDS", "ModelFileError", "Network", "decode", "decode_spec", "load", "save", "size_in_bytes"]
 
 KINDS: dict[str, type] = {
     **MODELS, **META_MODELS, **PRIORS, **ENCODINGS, **LOSSES, **OPTIMISERS, **SCHEDULES, **STOPPING, **ESTIMATES,
+    **VARIANTS, **CODES, **BATCHES, "Memory": Memory,
+    **ENCODERS, "Hyper": Hyper,
+    "FrozenSiren": FrozenSiren, "Tiles": Tiles, "LowRank": LowRank,
     "Coordinates": Coordinates, "Experts": Experts, "Perturbation": Perturbation,
-    "Budget": Budget, "Batches": Batches, "Start": Start, "FromPicture": FromPicture,
+    "Budget": Budget, "Start": Start, "FromPicture": FromPicture,
 }  # fmt: skip
 _LONGEST_JSON = 2**20
 _PICTURE = "picture"  # no network has a tensor of this name
@@ -53,12 +75,14 @@ class Network:
         record: the canonical form of the spec that was fitted.
         picture: (C, H, W) float32, the fit's answer where it is not what the weights show, as with the estimate
             `pixfit.AveragedOutput`; else None.
+        names: of the pictures of a memory, in their order; empty where they are not known, and for other models.
     """
 
     model: Model
     weights: Mapping[str, Tensor]
     record: Mapping[str, Any]
     picture: Tensor | None = None
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, result: Result) -> Network:
@@ -69,7 +93,8 @@ class Network:
         missing = not result.weights or (averaged and picture is None)
         if missing or not all(bool(value.isfinite().all()) for value in kept):
             raise ValueError(f"this fit has no network: it is {result.status.value} ({result.reason})")
-        return cls(result.spec.model, result.weights, result.spec.plain, picture)
+        names = result.spec.problem.names if isinstance(result.spec.problem, Gallery) else ()
+        return cls(result.spec.model, result.weights, result.spec.plain, picture, names)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -82,11 +107,69 @@ class Network:
         """Of the picture's samples as they were read."""
         return int(self.record["problem"]["image"]["bit_depth"])
 
+    @property
+    def codes(self) -> Tensor:
+        """The codes (N, K) of the pictures of a memory. Raises ValueError for other models."""
+        return self._memory.codes(self.weights)
+
+    def number(self, which: int | str) -> int:
+        """The number, from 0, of a picture of a memory that is asked for by number or name.
+
+        Raises:
+            ValueError: no such picture (with the nearest name), or a model that is no memory.
+        """
+        sizes = self._memory.sizes
+        if isinstance(which, str):
+            found = [number for number, name in enumerate(self.names) if name == which]
+            if len(found) != 1:
+                known = f"{'several' if found else 'none'} of its {len(sizes)} pictures"
+                near = _nearest(which, list(self.names)) if self.names and not found else ""
+                raise ValueError(f"{known} is called {which!r}{near or '; give the number, from 0'}")
+            which = found[0]
+        if not (is_whole(which) and 0 <= which < len(sizes)):
+            raise ValueError(f"picture is {which!r}; this memory has those from 0 to {len(sizes) - 1}")
+        return which
+
+    def one(self, which: int | str) -> Network:
+        """One picture of a memory as a network of its own, which can be rendered, saved and fitted further.
+
+        Arguments and errors are those of `number`.
+        """
+        which = self.number(which)
+        return self.shown(self.codes[which], *self._memory.sizes[which])
+
+    def shown(self, code: Tensor, height: int, width: int) -> Network:
+        """What a memory or a hypernetwork shows at any code, as an ordinary network of one picture: its inner one.
+
+        Its record keeps the settings but for those that only many pictures have a use for.
+
+        Args:
+            code: (K,), such as a row of `codes`, what `pixfit.models.Hyper.encode` gives, or a blend of those.
+            height, width: of the picture that the code is of. It may be rendered at any other size.
+
+        Raises:
+            ValueError: a code of another length, or a model that has no codes.
+        """
+        model, image = (self.model if isinstance(self.model, Hyper) else self._memory), self.record["problem"]["image"]
+        one = {**{name: image[name] for name in ("channels", "bit_depth")}, "height": height, "width": width}
+        record = {
+            **self.record, "model": canonical.plain(model.inner), "batches": canonical.plain(Batches()),
+            "estimate": canonical.plain(Last()), "stopping": canonical.plain(Never()),
+            "problem": {"kind": "Problem", "image": one},
+        }  # fmt: skip
+        return Network(model.inner, model.shown(self.weights, code), record)
+
+    @property
+    def _memory(self) -> Memory:
+        if not isinstance(self.model, Memory):
+            raise ValueError(f"a {type(self.model).__name__} holds one picture; only a Memory has several")
+        return self.model
+
     def module(self, *, device: torch.device | str = "cpu") -> nn.Module:
-        """The plain ``nn.Module``, from coordinates (N, 2) to outputs (N, C) in the model's target range; of a
+        """The plain ``nn.Module``, from coordinates (N, D) to outputs (N, C) in the model's target range; of a
         `pixfit.models.PicturePrior` from noise on its code, such as zeros (1, 1, 1), to all pixels (H·W, C)."""
         with torch.device("meta"):
-            module = self.model.sized(*self.shape[1:]).network(2, self.shape[0])
+            module = self.model.sized(*self.shape[1:]).network(self.model.in_features, self.shape[0])
         module.load_state_dict(dict(self.weights), assign=True)
         return module.requires_grad_(False).to(device)
 
@@ -132,7 +215,7 @@ def load(path: str | Path) -> Network:
         raise ModelFileError(f"{path}: no such file; `pixfit fit PICTURE -o {path.name}` makes one")
     try:
         with safe_open(path, framework="pt") as stored:
-            record = _record(path, stored.metadata() or {})
+            record, called = _record(path, stored.metadata() or {})
             model = decode(record["model"])
             if not isinstance(model, Model):
                 raise ModelFileError(f"{path}: its model is a {type(model).__name__}, which is no network")
@@ -142,7 +225,7 @@ def load(path: str | Path) -> Network:
                 raise ModelFileError(f"{path}: it holds fewer tensors than the network that it names; it is damaged")
             shape = Sealed(dict(record["problem"])).shape
             with torch.device("meta"):
-                network = model.sized(*shape[1:]).network(2, shape[0])
+                network = model.sized(*shape[1:]).network(model.in_features, shape[0])
             expected = {name: list(value.shape) for name, value in network.state_dict().items()}
             averaged = dict(record.get("estimate") or {}).get("kind") == AveragedOutput.__name__
             found = {name: list(stored.get_slice(name).get_shape()) for name in names}
@@ -150,6 +233,10 @@ def load(path: str | Path) -> Network:
                 raise ModelFileError(
                     f"{path}: its tensors are not those of the {type(model).__name__} that it names; it is damaged"
                 )
+            if len(called) not in (0, len(model.sizes)):
+                raise ModelFileError(f"{path}: it names {len(called)} of {len(model.sizes)} pictures; it is damaged")
+            if model.sizes and shape[1:] != (1, sum(height * width for height, width in model.sizes)):
+                raise ModelFileError(f"{path}: its pictures are not of the sizes that it names; it is damaged")
             weights = {name: stored.get_tensor(name) for name in expected}
             picture = stored.get_tensor(_PICTURE) if averaged else None
     except ModelFileError as error:
@@ -164,7 +251,7 @@ def load(path: str | Path) -> Network:
     kept = [*weights.values(), *([] if picture is None else [picture])]
     if not all(bool(value.isfinite().all()) for value in kept):
         raise ModelFileError(f"{path}: some of its weights are not finite numbers; fit the picture again")
-    return Network(model, weights, record, picture)
+    return Network(model, weights, record, picture, called)
 
 
 def decode(plain: Any) -> Any:
@@ -213,12 +300,21 @@ def _to_bytes(network: Network) -> bytes:
     tensors = {name: value.contiguous() for name, value in network.weights.items()}
     if network.picture is not None:
         tensors[_PICTURE] = network.picture.contiguous()
-    about = {"schema": canonical.SCHEMA, "spec": network.record}
+    about: dict[str, Any] = {"schema": canonical.SCHEMA, "spec": network.record}
+    if network.names:
+        about["pictures"] = network.names
+    text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+    if len(text) > _LONGEST_JSON:
+        raise ModelFileError(
+            f"the description of this network has {len(text):,} characters, and a model file takes {_LONGEST_JSON:,}; "
+            "use fewer pictures, or shorter names"
+        )
     # One entry only: safetensors writes several in random order, and one network should be one sequence of bytes.
-    return to_safetensors(tensors, {"pixfit": json.dumps(about, sort_keys=True, separators=(",", ":"))})
+    return to_safetensors(tensors, {"pixfit": text})
 
 
-def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _record(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The spec's canonical form, and the names of a memory's pictures."""
     if "pixfit" not in metadata:
         raise ModelFileError(f"{path}: a safetensors file, but not one of pixfit's; `pixfit fit` makes those")
     if len(metadata["pixfit"]) > _LONGEST_JSON:
@@ -240,7 +336,10 @@ def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise ModelFileError(f"{path}: it names a picture of impossible size; it is damaged")
     if sides["bit_depth"] not in (8, 16, 32):
         raise ModelFileError(f"{path}: it names a picture of an impossible bit depth; it is damaged")
-    return record
+    names = about.get("pictures", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelFileError(f"{path}: its pictures have names that are no texts; it is damaged")
+    return record, tuple(names)
 
 
 def _line(error: Exception) -> str:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from pixfit.canonical import is_number, is_whole
 from pixfit.kernels import Crew
+from pixfit.models import Descent
 from pixfit.schedules import Constant, Schedule
 
 __all__ = [
-    "OPTIMISERS", "SGD", "Adam", "AdamW", "Entry", "Muon", "Optimiser", "Rule", "ScheduleFreeAdamW", "Stepper",
-    "clip_rows",
+    "OPTIMISERS", "SGD", "Adam", "AdamW", "Backtracking", "Entry", "Langevin", "Muon", "Optimiser", "Rule",
+    "ScheduleFreeAdamW", "Stepper", "clip_rows", "with_descents",
 ]  # fmt: skip
 
 
@@ -73,18 +74,28 @@ class Optimiser:
 class Stepper:
     """A working optimiser. ``update`` changes the weights in place; the state is all in ``tensors`` and ``scalars``.
 
-    ``crew`` may be set to threads that share what an update can do side by side.
+    ``crew`` may be set to threads that share what an update can do side by side, ``seeds`` to whole numbers, one a fit,
+    of what an update draws at random.
     """
 
     def __init__(self, weights: Tensor) -> None:
         self.weights = weights
         self.crew = Crew(0)
+        self.seeds: Sequence[int] = [0] * len(weights)
         self.state: dict[str, Tensor] = {}
         self.count = 0
 
     def update(self, gradient: Tensor, lr: Tensor) -> None:
         """One step. ``gradient``: (F, P); ``lr``: (F, 1), schedule included."""
         raise NotImplementedError
+
+    def notice(self, losses: Tensor) -> Tensor | None:
+        """Is told the losses (F,) that the next update's gradient belongs to.
+
+        Returns bool (F,), the fits that have gone back to other weights, so that their gradient means nothing; None for
+        no fit. `update` knows them by itself.
+        """
+        return None
 
     def evaluation_weights(self) -> Tensor:
         """The weights (F, P) that a prediction should use: for most optimisers the trained ones themselves."""
@@ -190,7 +201,7 @@ class _AdamStepper(Stepper):
         self.state = {"first": torch.zeros_like(weights), "second": torch.zeros_like(weights)}
         self._work = torch.empty_like(weights)
 
-    def rule(self) -> Rule:
+    def rule(self) -> Rule | None:
         return Rule("adam", self.betas, self.eps, self.weight_decay)
 
     def update(self, gradient: Tensor, lr: Tensor) -> None:
@@ -204,6 +215,145 @@ class _AdamStepper(Stepper):
         self._work.div_(math.sqrt(1 - beta2**self.count)).add_(self.eps)
         torch.div(first, self._work, out=self._work)
         self.weights.sub_(self._work.mul_(lr / (1 - beta1**self.count)))
+
+
+@dataclass(frozen=True)
+class Langevin(AdamW):
+    """AdamW with normal noise on every kernel and matrix after each step (as in Cheng et al., CVPR 2019, GP-DIP).
+
+    It makes the weights wander about the posterior instead of settling, so that the mean of what the network shows
+    after a while needs no stopping rule. The authors' program, too, makes Adam's steps, which is no exact Langevin
+    dynamics; its settings are the defaults (there the decay goes through the moments), with 20,000 steps of which the
+    first 7,000 do not count.
+
+    Args:
+        noise: its standard deviation over the learning rate (schedule included).
+    """
+
+    lr: float = 0.01
+    weight_decay: float = 5e-8
+    noise: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_numbers(self, "noise")
+
+    def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
+        return _LangevinStepper(self, weights, layout)
+
+
+class _LangevinStepper(_AdamStepper):
+    def __init__(self, settings: Langevin, weights: Tensor, layout: list[Entry]) -> None:
+        super().__init__(weights, settings.betas, settings.eps, settings.weight_decay)
+        self._noise = settings.noise
+        self._kernels = [entry for entry in layout if len(entry.shape) > 1 and entry.name.endswith("weight")]
+        self._drawn = torch.empty(sum(entry.stop - entry.start for entry in self._kernels), device=weights.device)
+
+    def rule(self) -> None:
+        return None
+
+    def update(self, gradient: Tensor, lr: Tensor) -> None:
+        super().update(gradient, lr)
+        for row, seed, rate in zip(self.weights, self.seeds, lr[:, 0].tolist(), strict=True):
+            generator = torch.Generator(row.device).manual_seed((seed + self.count) % 2**63)
+            self._drawn.normal_(0.0, 1.0, generator=generator)
+            at = 0
+            for entry in self._kernels:
+                size = entry.stop - entry.start
+                row[entry.start : entry.stop].add_(self._drawn[at : at + size], alpha=self._noise * rate)
+                at += size
+
+
+@dataclass(frozen=True)
+class Backtracking(AdamW):
+    """AdamW that goes back when the loss jumps: to the weights and moments that it keeps every so many steps.
+
+    The deep image prior's program (Ulyanov et al., CVPR 2018) has such a guard at 5 dB on the PSNR of what is fitted,
+    but keeps Adam's moments, and goes on with the gradient of the weights that it has just left. Here that step is left
+    out, and weights, moments and the count of the bias correction are as they were kept. A fit without anything random
+    in its steps would take the same way again; the noise on the code of a deep image prior leads another.
+
+    Args:
+        jump: factor on the kept weights' own loss at which they are taken back; 10^0.5, which is 5 dB.
+        every: steps between two that are kept, unless the loss has jumped.
+    """
+
+    lr: float = 0.01
+    weight_decay: float = 0.0
+    jump: float = 10**0.5
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_numbers(self, "jump")
+        if not self.jump > 1:
+            raise ValueError(f"optimiser.jump is {self.jump!r}; it must be above 1, a factor on the loss")
+        if not (is_whole(self.every) and self.every >= 1):
+            raise ValueError(f"optimiser.every is {self.every!r}; it must be a whole number, 1 or more steps")
+
+    def start(self, weights: Tensor, layout: list[Entry]) -> Stepper:
+        return _BacktrackingStepper(self, weights)
+
+
+class _BacktrackingStepper(Stepper):
+    """One Adam a row, since each fit goes back at its own time, the count of its bias correction too."""
+
+    def __init__(self, settings: Backtracking, weights: Tensor) -> None:
+        super().__init__(weights)
+        self._settings = settings
+        names = ("first", "second")
+        self.state = {name: torch.zeros_like(weights) for name in names}
+        self.state |= {f"kept_{name}": torch.zeros_like(weights) for name in names} | {"kept": weights.clone()}
+        betas, eps, decay = settings.betas, settings.eps, settings.weight_decay
+        self._rows = [_AdamStepper(row[None], betas, eps, decay) for row in weights]
+        for index, row in enumerate(self._rows):
+            row.state = {name: self.state[name][index : index + 1] for name in names}
+        self._marks = [_Mark() for _ in self._rows]
+        self._back: Tensor | None = None
+
+    def notice(self, losses: Tensor) -> Tensor | None:
+        back = torch.zeros(len(self._rows), dtype=torch.bool)
+        for index, (row, mark, loss) in enumerate(zip(self._rows, self._marks, losses.tolist(), strict=True)):
+            live, kept = [row.weights[0], *(value[0] for value in row.state.values())], self._kept(index)
+            if mark.loss is not None and not loss <= self._settings.jump * mark.loss:
+                for value, old in zip(live, kept, strict=True):
+                    value.copy_(old)
+                row.count, back[index] = mark.count, True
+                mark.returns += 1
+            elif mark.loss is None or row.count - mark.count >= self._settings.every:
+                for value, old in zip(live, kept, strict=True):
+                    old.copy_(value)
+                mark.count, mark.loss = row.count, loss
+        self._back = back
+        return back
+
+    def _kept(self, index: int) -> list[Tensor]:
+        return [self.state[name][index] for name in ("kept", "kept_first", "kept_second")]
+
+    def update(self, gradient: Tensor, lr: Tensor) -> None:
+        self.count += 1
+        for index, row in enumerate(self._rows):
+            if self._back is None or not self._back[index]:
+                row.update(gradient[index : index + 1], lr[index : index + 1])
+        self._back = None
+
+    def scalars(self) -> dict[str, Any]:
+        rows = zip(self._rows, self._marks, strict=True)
+        return {"count": self.count, "rows": [{"count": row.count, "mark": vars(mark).copy()} for row, mark in rows]}
+
+    def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        super().restore(tensors, scalars)
+        for index, saved in enumerate(scalars["rows"]):
+            self._rows[index].count, self._marks[index] = int(saved["count"]), _Mark(**saved["mark"])
+
+
+@dataclass
+class _Mark:
+    """When a row was last kept: after ``count`` of its updates, with the loss that it had there; and its returns."""
+
+    count: int = 0
+    loss: float | None = None
+    returns: int = 0
 
 
 @dataclass(frozen=True)
@@ -414,8 +564,60 @@ def _orthogonal(matrices: Tensor) -> Tensor:
 
 
 OPTIMISERS: dict[str, type[Optimiser]] = {
-    "SGD": SGD, "Adam": Adam, "AdamW": AdamW, "ScheduleFreeAdamW": ScheduleFreeAdamW, "Muon": Muon,
+    "SGD": SGD, "Adam": Adam, "AdamW": AdamW, "Langevin": Langevin, "Backtracking": Backtracking,
+    "ScheduleFreeAdamW": ScheduleFreeAdamW, "Muon": Muon,
 }  # fmt: skip
+
+
+def with_descents(stepper: Stepper, layout: list[Entry], descents: Sequence[Descent]) -> Stepper:
+    """The same optimiser for all parameters but those that a model moves by plain descent (`pixfit.models.Descent`)."""
+    return _DescendingStepper(stepper, layout, descents) if descents else stepper
+
+
+class _DescendingStepper(Stepper):
+    """Its state is that of the optimiser inside, for which these parameters have no gradient."""
+
+    def __init__(self, inner: Stepper, layout: list[Entry], descents: Sequence[Descent]) -> None:
+        super().__init__(inner.weights)
+        self._inner = inner
+        places = {entry.name: slice(entry.start, entry.stop) for entry in layout}
+        self._parts = [(places[descent.name], descent) for descent in descents]
+        self._back: Tensor | None = None
+
+    def notice(self, losses: Tensor) -> Tensor | None:
+        self._back = self._inner.notice(losses)
+        return self._back
+
+    def update(self, gradient: Tensor, lr: Tensor) -> None:
+        self.count += 1
+        self._inner.crew, self._inner.seeds = self.crew, self.seeds
+        moved = []
+        for part, descent in self._parts:
+            rate = descent.rate * (part.stop - part.start) if self.count % descent.every == 0 else 0.0
+            moved.append(self.weights[:, part] - rate * gradient[:, part])
+            gradient[:, part] = 0
+        self._inner.update(gradient, lr)
+        for (part, _), value in zip(self._parts, moved, strict=True):
+            own = self.weights[:, part]  # as the optimiser's weight decay has left it, or a return has
+            own.copy_(value if self._back is None else torch.where(self._back.to(own.device)[:, None], own, value))
+        self._back = None
+
+    def evaluation_weights(self) -> Tensor:
+        weights = self._inner.evaluation_weights()
+        if weights is not self.weights:
+            for part, _ in self._parts:
+                weights[:, part] = self.weights[:, part]
+        return weights
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._inner.tensors()
+
+    def scalars(self) -> dict[str, Any]:
+        return self._inner.scalars()
+
+    def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        self._inner.restore(tensors, scalars)
+        self.count = int(scalars["count"])
 
 
 def clip_rows(gradient: Tensor, limit: float) -> None:

@@ -1,4 +1,4 @@
-"""The keeper of the truth: a picture, how it was measured, and the little of it that a fit may see.
+"""The keeper of the truth: one picture or many, how they were measured, and the little of it that a fit may see.
 
 `Problem` holds the picture. Its `view` is all that the training loop gets: the measurement, the operator and which
 samples it may use. Scores against the truth are computed elsewhere, by watchers that cannot talk back to the loop.
@@ -7,9 +7,11 @@ samples it may use. Scores against the truth are computed elsewhere, by watchers
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +23,9 @@ from pixfit.noise import GaussianNoise as GaussianNoise  # it is importable from
 from pixfit.noise import Noise
 from pixfit.operators import External, Identity, Operator
 
-__all__ = ["Problem", "Sealed", "View", "stream"]
+__all__ = ["Gallery", "Problem", "Sealed", "View", "stream"]
+
+_MOST = 2**24  # pixels of all pictures of a gallery
 
 
 def stream(seed: int, name: str) -> torch.Generator:
@@ -141,6 +145,102 @@ class Problem:
         if not bool(held_out.any()):
             raise ValueError(f"held_out = {self.held_out} holds out none of {int(measured.sum())} pixels; raise it")
         return View(y, self.operator, self.shape, use, held_out)
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery(Problem):
+    """Many pictures, of any sizes, to be held by one network (`pixfit.models.Memory`).
+
+    They are laid out as one flat picture ``image`` (C, 1, N), one after the other, row-major each; so views, curves and
+    scores over all pixels are those of any problem. `split` takes such a row apart again.
+
+    Args:
+        pictures: with the same number of channels. Their names are kept, and are not in a fit's id.
+        held_out: fraction in [0, 1) of the pixels of each picture, rounded down, that is kept out of the loss.
+        seed: of the held-out pixels.
+        rule: which pixels those are. ``drawn``: by a stream of ``seed`` for each picture. ``published``: for picture i
+            those of ``random.Random(i).sample(range(H * W), n)``, whatever the seed, as in the exercise of 100 icons.
+
+    Raises:
+        TypeError: what is no picture.
+        ValueError: no picture, pictures of unequal channels, more than 2^24 pixels, or nothing held out.
+    """
+
+    image: Image = field(init=False)
+    operator: Operator = field(init=False, default_factory=Identity)
+    noise: Noise | None = field(init=False, default=None)
+    held_out: float = field(default=0.1, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    pictures: Sequence[Image]
+    rule: Literal["drawn", "published"] = "drawn"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pictures", tuple(self.pictures))
+        for picture in self.pictures:
+            if not isinstance(picture, Image):
+                raise TypeError(
+                    f"a gallery needs pictures as pixfit.images.Image, got {type(picture).__name__}; "
+                    "pixfit.images.load_folder loads those of a folder"
+                )
+        channels = sorted({picture.channels for picture in self.pictures})
+        if len(channels) != 1:
+            raise ValueError(
+                f"the pictures of a gallery need one number of channels, got {channels}; load all with the same alpha "
+                "policy, and grey ones apart from those in colour"
+                if channels
+                else "a gallery needs at least one picture, got none"
+            )
+        if (total := sum(picture.pixels for picture in self.pictures)) > _MOST:
+            raise ValueError(f"the pictures have {total:,} pixels in all, and a gallery takes {_MOST:,}; use fewer")
+        if self.rule not in ("drawn", "published"):
+            raise ValueError(f"rule is {self.rule!r}; it may be drawn or published")
+        flat = torch.cat([picture.data.flatten(1) for picture in self.pictures], dim=1)[:, None]
+        depth = max(picture.bit_depth for picture in self.pictures)
+        object.__setattr__(self, "image", Image(flat, bit_depth=depth, alpha=self.pictures[0].alpha))
+        super().__post_init__()
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each picture."""
+        return tuple((picture.height, picture.width) for picture in self.pictures)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the pictures, as they were loaded."""
+        return tuple(picture.name for picture in self.pictures)
+
+    @cached_property
+    def view(self) -> View:
+        """What the fit may see; computed once. All pictures have at least one pixel in the loss."""
+        y = self.image.data.clone()
+        if self.held_out == 0:
+            return View(y, self.operator, self.shape)
+        held_out = torch.zeros(1, 1, y.shape[2], dtype=torch.bool)
+        for number, mask in enumerate(self.split(held_out)):
+            mask.view(-1)[self._chosen(number, mask.numel())] = True
+        if not bool(held_out.any()):
+            raise ValueError(f"held_out = {self.held_out} holds out none of {held_out.numel()} pixels; raise it")
+        return View(y, self.operator, self.shape, ~held_out, held_out)
+
+    def _chosen(self, number: int, pixels: int) -> Tensor:
+        """The held-out pixels of a picture, by their row-major numbers."""
+        count = min(int(self.held_out * pixels), pixels - 1)
+        if self.rule == "published":
+            return torch.tensor(random.Random(number).sample(range(pixels), count), dtype=torch.int64)
+        return torch.randperm(pixels, generator=stream(self.seed, f"held-out/{number}"))[:count]
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """The pictures (C, H, W) of a flat one (C, 1, N), such as a result's ``estimate`` or the view's ``held_out``:
+        windows on it, not copies."""
+        parts = torch.split(flat, [height * width for height, width in self.sizes], dim=-1)
+        return [part.view(-1, *size) for part, size in zip(parts, self.sizes, strict=True)]
+
+    def canonical_value(self) -> dict[str, Any]:
+        """The pixels by the hash of the flat picture, and where one picture ends and the next begins."""
+        return {
+            "kind": "Gallery", "image": self.image, "sizes": self.sizes, "held_out": float(self.held_out),
+            "rule": self.rule, "seed": self.seed,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

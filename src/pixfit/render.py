@@ -12,7 +12,7 @@ from torch import Tensor
 from pixfit import images, kernels, lowered, modelfile
 from pixfit.canonical import is_number, is_whole
 from pixfit.modelfile import Network
-from pixfit.models import PicturePrior
+from pixfit.models import Memory, PicturePrior
 from pixfit.result import Result
 
 __all__ = ["Frame", "Region", "bands", "frame", "render", "write"]
@@ -46,7 +46,8 @@ def frame(
 
     Raises:
         ValueError: both a scale and a size, numbers that are not positive, a region outside the picture, or another
-            scale than 1 of a network that makes one whole picture.
+            scale than 1 of a network that makes one whole picture, or of a memory, whose flat picture (C, 1, N) has its
+            pictures one after the other.
     """
     _, height, width = network.shape
     region = region if region is not None else (0, 0, width, height)
@@ -75,6 +76,11 @@ def frame(
         raise ValueError(
             f"this network makes one picture of {width}×{height}; it cannot be rendered at another size, nor between "
             "its pixels"
+        )
+    if isinstance(network.model, Memory) and (size != (w, h) or tuple(region) != (0, 0, width, height)):
+        raise ValueError(
+            f"this network holds {len(network.model.sizes)} pictures; take one with Network.one(number or name) and "
+            "render that"
         )
     return Frame(size[1], size[0], (x, y, w, h))
 
@@ -173,13 +179,16 @@ def write(
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Frame:
-    """Renders straight into a PNG or TIFF file of any size; other formats are rendered whole first.
+    """Renders straight into a PNG or TIFF file of any size; other formats are rendered whole first. Of a memory, a
+    contact sheet of all pictures, each at the scale; the frame returned is that of the sheet.
 
     Args:
         bit_depth: 8 or 16; by default that of the picture which was fitted.
         progress: is told the fraction that is done, from 0 to 1.
     """
     network = _network(source)
+    if isinstance(network.model, Memory) and size is None and region is None:
+        return _write_sheet(network, Path(path), scale, bit_depth, device, progress)
     wanted = frame(network, scale=scale, size=size, region=region)
     path = Path(path)
     images.check_writable(path, width=wanted.width, height=wanted.height, bit_depth=bit_depth)
@@ -203,6 +212,26 @@ def write(
             done += band.shape[1]
             progress(done / wanted.height)
     return wanted
+
+
+def _write_sheet(
+    network: Network,
+    path: Path,
+    scale: float | None,
+    bit_depth: int | None,
+    device: torch.device | str,
+    progress: Callable[[float], None],
+) -> Frame:
+    count = len(network.codes)
+    pictures = []
+    for number in range(count):
+        pictures.append(render(network.one(number), scale=scale, device=device).clamp(0, 1))
+        progress((number + 1) / count)
+    sheet = images.contact_sheet(pictures)
+    if bit_depth is None and path.suffix.lower() in (".png", ".tif", ".tiff"):
+        bit_depth = 16 if network.bit_depth > 8 else 8
+    images.save(sheet, path, bit_depth=bit_depth)
+    return Frame(sheet.shape[1], sheet.shape[2], (0, 0, sheet.shape[2], sheet.shape[1]))
 
 
 def _network(source: Network | Result | str | Path) -> Network:

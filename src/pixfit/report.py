@@ -51,6 +51,8 @@ def write_fit(
     problem = result.spec.problem
     if result.estimate is None or not isinstance(problem, Problem):
         raise ValueError(f"there is nothing to show: this fit is {result.status.value} ({result.reason})")
+    if result.spec.model.sizes:
+        raise ValueError("a page shows one picture, and this fit has many; show Result.pictures by themselves")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     truth, network = problem.image.data, Network.of(result)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pixfit import images
@@ -64,7 +65,10 @@ class Result:
         seconds, process_seconds: of wall and of process time in the training loop, synchronised with the device;
             ``evaluation_seconds`` of wall time went to watching and scoring and is not in them.
         curves: ``loss`` (steps,), the loss before each step in the network's target range; ``psnr_step`` (K,) and
-            ``psnr`` (K,), the PSNR in dB against the truth on a fixed sample of pixels, where the truth was at hand.
+            ``psnr`` (K,), the PSNR in dB against the truth on a fixed sample of pixels, where the truth was at hand;
+            ``psnr_filled`` (K,), the same with known pixels put in, where the picture has holes and no noise;
+            where the spec's estimate looks at held-out pixels, ``held_out_step``, ``held_out_loss`` (the spec's loss
+            there, as in training) and ``held_out_psnr`` (L,), of the weights that would be the answer without it.
         kept: weights at the steps that were asked for, by step.
         metrics: ``psnr``, ``psnr_8bit``, ``ssim`` against the truth over all pixels, and ``psnr_measured`` against the
             fitted samples; what could not be computed is absent.
@@ -111,8 +115,26 @@ class Result:
         channels, height, width = self.spec.problem.shape
         return self.parameters / (channels * height * width)
 
+    @property
+    def pictures(self) -> list[Tensor]:
+        """What the weights give: windows (C, H, W) on `estimate`, one for each picture; none where it is None."""
+        if self.estimate is None:
+            return []
+        return self._cut(self.estimate)
+
+    def _cut(self, flat: Tensor) -> list[Tensor]:
+        sizes = self.spec.model.sizes
+        if not sizes:
+            return [flat]
+        parts = torch.split(flat, [height * width for height, width in sizes], dim=-1)
+        return [part.view(-1, *size) for part, size in zip(parts, sizes, strict=True)]
+
+    def _whole(self, flat: Tensor) -> Tensor:
+        """As one picture: of a gallery a contact sheet."""
+        return images.contact_sheet(self._cut(flat)) if self.spec.model.sizes else flat
+
     def save_image(self, path: str | Path, *, bit_depth: int | None = None) -> None:
-        """Writes the fitted picture at its original size. Raises ValueError where there is none.
+        """Writes the fitted picture at its original size, or a sheet of all. Raises ValueError where there is none.
 
         Args:
             path: the suffix chooses the format, see `pixfit.images.save`.
@@ -124,7 +146,7 @@ class Result:
             )
         if bit_depth is None and Path(path).suffix.lower() in (".png", ".tif", ".tiff"):
             bit_depth = 16 if self.spec.plain["problem"]["image"]["bit_depth"] > 8 else 8
-        images.save(self.estimate, path, bit_depth=bit_depth)
+        images.save(self._whole(self.estimate), path, bit_depth=bit_depth)
 
     def summary(self) -> dict[str, Any]:
         """What a table or JSON says of it; an infinite PSNR is null beside ``"lossless": true``."""
@@ -155,7 +177,9 @@ class Result:
         return f"Result({self.id}, {self.status.value}{psnr}, {self.steps} steps, {self.seconds:.1f} s)"
 
     def _repr_png_(self) -> bytes | None:
-        return None if self.estimate is None else images.Image(self.estimate.clamp(0, 1).float().cpu())._repr_png_()
+        if self.estimate is None:
+            return None
+        return images.Image(self._whole(self.estimate).clamp(0, 1).float().cpu())._repr_png_()
 
     def _repr_html_(self) -> str:
         """The picture, its error map and the curve, for notebooks."""
@@ -165,7 +189,8 @@ class Result:
         if self.estimate is not None:
             parts.append(("fit", self._repr_png_()))
             if isinstance(self.spec.problem, Problem):
-                parts.append(("error × 10", plots.error_map(self.estimate, self.spec.problem.image.data)))
+                shown, truth = self._whole(self.estimate), self._whole(self.spec.problem.image.data)
+                parts.append(("error × 10", plots.error_map(shown, truth)))
         if len(self.curves.get("loss", ())):
             parts.append(("", plots.png(plots.fit_curve(self))))
         figures = "".join(

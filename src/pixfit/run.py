@@ -30,7 +30,7 @@ from pixfit.result import Result, Status
 from pixfit.spec import Record, Spec
 from pixfit.store import Store, StoreError
 
-__all__ = ["Progress", "choose_device", "first_weights", "fit", "side_by_side"]
+__all__ = ["Progress", "choose_device", "first_weights", "fit", "interruptible", "result_of", "side_by_side"]
 
 _SLOW_TO_SCORE = 2**20  # pixels above which rendering and scoring take long enough to be killed in
 _SAVE_EVERY = 60.0  # seconds between two checkpoints: what a killed program loses at most
@@ -48,6 +48,8 @@ class Progress:
         seconds: of wall time since the fit began in this program.
         stage: ``fitting``, or ``scoring`` while the finished network is rendered and compared with the truth; then
             ``fraction`` is of the rendering.
+        fitted, held_out: as ``psnr``, of the sampled pixels that are in the loss, and of those that are held out; None
+            where no pixel is.
     """
 
     spec: Spec
@@ -57,6 +59,8 @@ class Progress:
     psnr: float | None
     seconds: float
     stage: str = "fitting"
+    fitted: float | None = None
+    held_out: float | None = None
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -134,7 +138,7 @@ def fit(
     """
     wanted = [specs] if isinstance(specs, Spec) else list(specs)
     runner = _Runner(store, choose_device(device), record or Record(), on_progress, dict(names or {}), recipe)
-    with _interruptible() as interrupted:
+    with interruptible() as interrupted:
         results = runner.run(wanted, again=again, interrupted=interrupted, strict=isinstance(specs, Spec))
         if interrupted() and all(result.status is not Status.CANCELLED for result in results.values()):
             raise KeyboardInterrupt  # it came while the last fit was scored: all is filed, but the caller must know
@@ -260,7 +264,7 @@ class _Runner:
             assert outcomes is not None
             for index, (spec, outcome) in enumerate(zip(specs, outcomes, strict=True)):
                 scoring = self._scoring(spec, interrupted)
-                self._file(_result(spec, outcome, watch.curve(index, outcome.steps), self.device, scoring), results)
+                self._file(result_of(spec, outcome, watch.curve(index, outcome.steps), self.device, scoring), results)
         except Exception as error:
             if self.store is not None:
                 self.store.land(*(spec.id for spec in specs))
@@ -329,7 +333,15 @@ class _Watch:
         truths = [spec.problem.image.data for spec in specs if isinstance(spec.problem, Problem)]
         self._truth = torch.stack([truth.flatten(1).T[self._index] for truth in truths]).double()
         self._steps: list[int] = []
-        self._psnr: list[list[float]] = []
+        # Which errors count, and a row of one level a fit at each look, by the curve's name.
+        self._counted: dict[str, Tensor | float] = {"psnr": 1.0}
+        if (gaps := self._gaps([spec.problem for spec in specs])) is not None:
+            self._counted["psnr_filled"] = gaps
+        self._curves: dict[str, list[list[float]]] = {name: [] for name in self._counted}
+        # Which of the sampled pixels of the first fit are held out, and its levels on the others and on these.
+        held_out = problem.view.held_out if isinstance(problem, Problem) and problem.operator.pointwise else None
+        self._held_out = None if held_out is None else held_out.any(dim=0).flatten()[self._index]
+        self._apart: tuple[float | None, float | None] = (None, None)
         self._began = time.monotonic()
         self._noted = -math.inf
 
@@ -337,36 +349,65 @@ class _Watch:
         if self._steps and moment.step <= self._steps[-1]:
             return  # a resumed fit shows its first step again
         predicted = moment.predict(self._index).double().cpu().clamp(0, 1)
-        errors = (predicted - self._truth).square().mean(dim=(1, 2))
+        errors = (predicted - self._truth).square()
         self._steps.append(moment.step)
-        self._psnr.append([metrics.psnr_of_mse(e) if math.isfinite(e) else math.nan for e in errors.tolist()])
+        if self._held_out is not None and 0 < int(self._held_out.sum()) < len(self._held_out):
+            fitted, held_out = (float(errors[0, mask].mean()) for mask in (~self._held_out, self._held_out))
+            self._apart = (_level(fitted), _level(held_out))
+        for name, rows in self._curves.items():
+            means = (errors * self._counted[name]).mean(dim=(1, 2)).tolist()
+            rows.append([_level(mean) for mean in means])
+
+    def _gaps(self, problems: Sequence[Problem | Sealed]) -> Tensor | None:
+        """(F, n, C), 1 at values that were not measured; None unless the others were measured exactly."""
+        found = []
+        for problem in problems:
+            known = problem.operator.known(problem.shape) if isinstance(problem, Problem) else None
+            if known is None or not isinstance(problem, Problem) or problem.noise is not None:
+                return None
+            found.append(~known.expand(problem.shape).flatten(1).T[self._index])
+        return torch.stack(found).double()
 
     def tick(self, step: int, fraction: float, losses: Sequence[float]) -> None:
-        psnr = self._psnr[-1][0] if self._psnr else None
+        levels = self._curves["psnr"]
+        psnr = levels[-1][0] if levels else None
         seconds = time.monotonic() - self._began
         if self._store is not None and seconds - self._noted >= 1.0:
             self._noted = seconds
             for index, spec in enumerate(self.specs):
-                level = self._psnr[-1][index] if self._psnr else None
+                level = levels[-1][index] if levels else None
                 loss = losses[index] if math.isfinite(losses[index]) else None
                 self._store.note_flight(spec.id, self._names.get(spec.id, ""), step, fraction, loss, level)
         if self._on_progress is not None:
-            self._on_progress(Progress(self.specs[0], step, fraction, losses[0], psnr, seconds))
+            now = Progress(self.specs[0], step, fraction, losses[0], psnr, seconds)
+            self._on_progress(replace(now, fitted=self._apart[0], held_out=self._apart[1]))
 
     def curve(self, index: int, last: int) -> dict[str, Tensor]:
         """One fit's curve up to its own last step: its mates in a stack may have gone on."""
-        points = [(step, row[index]) for step, row in zip(self._steps, self._psnr, strict=True) if step <= last]
-        steps, levels = [step for step, _ in points], [level for _, level in points]
-        return {"psnr_step": torch.tensor(steps), "psnr": torch.tensor(levels, dtype=torch.float32)}
+        count = sum(step <= last for step in self._steps)
+        levels = {name: [row[index] for row in rows[:count]] for name, rows in self._curves.items()}
+        return {
+            "psnr_step": torch.tensor(self._steps[:count]),
+            **{name: torch.tensor(values, dtype=torch.float32) for name, values in levels.items()},
+        }
 
     def scalars(self, index: int) -> dict[str, list[str]]:
         """One fit's curve, for its checkpoint: as texts, since JSON knows no infinity."""
-        return {"steps": list(map(str, self._steps)), "psnr": [str(row[index]) for row in self._psnr]}
+        levels = {name: [str(row[index]) for row in rows] for name, rows in self._curves.items()}
+        return {"steps": list(map(str, self._steps)), **levels}
 
     def restore(self, curves: Sequence[Mapping[str, list[str]]]) -> None:
         """Takes the curves of all fits, which share their steps."""
         self._steps = [int(step) for step in curves[0]["steps"]]
-        self._psnr = [[float(level) for level in row] for row in zip(*(c["psnr"] for c in curves), strict=True)]
+        unknown = ["nan"] * len(self._steps)  # of a curve that an older checkpoint does not have
+        for name in self._curves:
+            columns = [curve.get(name, unknown) for curve in curves]
+            self._curves[name] = [[float(level) for level in row] for row in zip(*columns, strict=True)]
+
+
+def _level(error: float) -> float:
+    """PSNR in dB; NaN of an error that is not finite."""
+    return metrics.psnr_of_mse(error) if math.isfinite(error) else math.nan
 
 
 def _parents_first(wanted: Sequence[Spec], kept: Sequence[int]) -> tuple[list[Spec], dict[str, tuple[int, ...]]]:
@@ -420,7 +461,7 @@ def first_weights(spec: Spec, results: Mapping[str, Result] | None = None) -> di
     """
     channels, *size = spec.problem.shape
     model = spec.model.sized(*size)
-    fresh = dict(model.build(2, channels, generator=stream(spec.seed, "weights")).state_dict())
+    fresh = dict(model.build(model.in_features, channels, generator=stream(spec.seed, "weights")).state_dict())
     source = _source(spec, results or {}, fresh)
     return fresh if source is None else starts.merge(fresh, source, layers=spec.start.layers)
 
@@ -458,18 +499,24 @@ def _source(spec: Spec, results: Mapping[str, Result], fresh: Mapping[str, Tenso
     return None if named is None else dict(named.tensors)
 
 
-def _result(
+def result_of(
     spec: Spec,
     outcome: Outcome,
     curve: Mapping[str, Tensor],
     device: torch.device,
-    progress: Callable[[float], None],
+    progress: Callable[[float], None] = lambda fraction: None,
 ) -> Result:
+    """The result of a fit that the engine has ended, with its picture, scored where the truth is at hand.
+
+    Args:
+        curve: what was watched, by name; see `Result.curves`.
+        progress: is told how far the rendering is.
+    """
     began = time.monotonic()
     result = Result(
         spec=spec, status=Status(outcome.verdict), reason=outcome.reason, weights=outcome.weights, steps=outcome.steps,
         epochs=outcome.epochs, seconds=outcome.seconds, process_seconds=outcome.process_seconds,
-        curves={"loss": outcome.losses, **curve}, kept=outcome.kept, device=str(device), kernel=outcome.kernel,
+        curves={"loss": outcome.losses, **outcome.looks, **curve}, kept=outcome.kept, device=str(device), kernel=outcome.kernel,
         threads=torch.get_num_threads(), versions=_versions(), estimate=outcome.picture,
     )  # fmt: skip
     if result.status is not Status.CANCELLED:  # who interrupts a fit does not want to wait for its scores
@@ -507,7 +554,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[Callable[[], bool]]:
     """Lets the first Ctrl-C (or a polite kill) end the fits in good order; the second ends the program.
 
     Signals come to the main thread only; elsewhere nothing is caught.

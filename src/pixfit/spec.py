@@ -15,22 +15,39 @@ from pixfit.canonical import is_number, is_whole
 from pixfit.losses import MSE, Loss
 from pixfit.models import Model, PicturePrior
 from pixfit.optim import Adam, Optimiser, ScheduleFreeAdamW
-from pixfit.problem import Problem, Sealed
+from pixfit.problem import Gallery, Problem, Sealed
 from pixfit.starts import Start
 from pixfit.stopping import Budget, Never, Steps, Stopping
 
 __all__ = [
-    "ESTIMATES", "AveragedOutput", "Batches", "BestHeldOut", "Estimate", "Kernel", "Last", "MovingAverage", "Precision",
-    "Record", "Spec",
+    "BATCHES", "ESTIMATES", "AveragedOutput", "Batches", "Batching", "BestHeldOut", "Estimate", "Kernel", "Last",
+    "MovingAverage", "PictureBatches", "Precision", "Record", "Spec",
 ]  # fmt: skip
 
 Precision = Literal["float32", "float64", "bfloat16", "bfloat16-backward"]
 Kernel = Literal["auto", "torch", "graph"]
 
 
+class Batching:
+    """Base of the rules that say which samples a step sees."""
+
+    @property
+    def pixels(self) -> int | None:
+        """How many at the most, where that is a setting; None: all, or as many as some pictures have."""
+        return None
+
+    def steps_per_epoch(self, samples: int, pictures: int = 1) -> int:
+        """Steps until each of so many samples, of so many pictures, was seen once."""
+        raise NotImplementedError
+
+    def per_step(self, samples: int, pictures: int = 1) -> int:
+        """About how many of these samples a step sees."""
+        return -(-samples // self.steps_per_epoch(samples, pictures))
+
+
 @dataclass(frozen=True)
-class Batches:
-    """Which samples a step sees.
+class Batches(Batching):
+    """Batches of pixels.
 
     Args:
         pixels: so many pixels, drawn without replacement until an epoch has seen each once (its last batch may be
@@ -45,8 +62,36 @@ class Batches:
                 f"batches.pixels is {self.pixels!r}; it must be a whole number, 1 or more, or null for full batches"
             )
 
-    def steps_per_epoch(self, samples: int) -> int:
+    def steps_per_epoch(self, samples: int, pictures: int = 1) -> int:
         return 1 if self.pixels is None else -(-samples // self.pixels)
+
+    def per_step(self, samples: int, pictures: int = 1) -> int:
+        return min(samples, self.pixels or samples)
+
+
+@dataclass(frozen=True)
+class PictureBatches(Batching):
+    """Batches of whole pictures of a `pixfit.problem.Gallery`: all their fitted pixels, whatever their sizes.
+
+    Args:
+        pictures: so many in a step; the last of an epoch may have fewer.
+        order: ``fixed`` takes them in the gallery's order in every epoch; ``shuffled`` in one drawn for each epoch.
+    """
+
+    pictures: int = 16
+    order: Literal["fixed", "shuffled"] = "fixed"
+
+    def __post_init__(self) -> None:
+        if not (is_whole(self.pictures) and self.pictures >= 1):
+            raise ValueError(f"batches.pictures is {self.pictures!r}; it must be a whole number, 1 or more")
+        if not isinstance(self.order, str) or self.order not in ("fixed", "shuffled"):
+            raise ValueError(f"batches.order is {self.order!r}; it may be fixed or shuffled")
+
+    def steps_per_epoch(self, samples: int, pictures: int = 1) -> int:
+        return -(-pictures // self.pictures)
+
+
+BATCHES: dict[str, type[Batching]] = {"Batches": Batches, "PictureBatches": PictureBatches}
 
 
 class Estimate:
@@ -135,7 +180,7 @@ class Record:
 
 _PARTS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
     ("problem", (Problem, Sealed), "Problem(image)"), ("model", Model, "Siren()"), ("start", Start, "Start()"),
-    ("loss", Loss, "MSE()"), ("optimiser", Optimiser, "Adam()"), ("batches", Batches, "Batches(pixels=2048)"),
+    ("loss", Loss, "MSE()"), ("optimiser", Optimiser, "Adam()"), ("batches", Batching, "Batches(pixels=2048)"),
     ("budget", Budget, "Steps(2000)"), ("stopping", Stopping, "Never()"), ("estimate", Estimate, "Last()"),
 )  # fmt: skip
 
@@ -167,7 +212,7 @@ class Spec:
     start: Start = field(default_factory=Start)
     loss: Loss = field(default_factory=MSE)
     optimiser: Optimiser = field(default_factory=Adam)
-    batches: Batches = field(default_factory=Batches)
+    batches: Batching = field(default_factory=Batches)
     budget: Budget = field(default_factory=lambda: Steps(2000))
     stopping: Stopping = field(default_factory=Never)
     estimate: Estimate = field(default_factory=Last)
@@ -187,7 +232,7 @@ class Spec:
                 raise ValueError(f"{name} is {value!r}; it may be {', '.join(allowed)}")
         if not (is_whole(self.seed) and 0 <= self.seed < 2**63):
             raise ValueError(f"seed is {self.seed!r}; it must be 0 to 2^63 - 1")
-        if self.precision == "bfloat16-backward" and self.model.plan(2, 3) is None:
+        if self.precision == "bfloat16-backward" and self.model.plan(self.model.in_features, 3) is None:
             raise ValueError(
                 f"precision is bfloat16-backward, which {type(self.model).__name__} with these settings cannot have; "
                 "use float32 or bfloat16"
@@ -205,6 +250,20 @@ class Spec:
                 "every step; set batches.pixels to null"
             )
         self._check_prior()
+        self._check_gallery()
+
+    def _check_gallery(self) -> None:
+        sizes, name = self.model.sizes, type(self.model).__name__
+        if isinstance(self.problem, Gallery) and sizes != self.problem.sizes:
+            raise ValueError(
+                f"the problem is a gallery of {len(self.problem.sizes)} pictures, and the model {name} is of "
+                f"{f'{len(sizes)} pictures of other sizes' if sizes else 'one picture'}; use "
+                "Memory(inner, code, gallery.sizes)"
+            )
+        if sizes and isinstance(self.problem, Problem) and not isinstance(self.problem, Gallery):
+            raise ValueError(f"the model {name} holds many pictures; give it a Gallery of pictures, not a Problem")
+        if isinstance(self.batches, PictureBatches) and not sizes:
+            raise ValueError(f"PictureBatches are of whole pictures, and the model {name} has one; use Batches")
 
     def _check_prior(self) -> None:
         if not isinstance(self.model, PicturePrior):

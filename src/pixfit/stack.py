@@ -1,6 +1,7 @@
 """F networks as one: their weights as a matrix, the samples they are fitted to, and the passes through both.
 
-Shape legend: F fits of one stack, P parameters of a fit, N samples (known pixels), B of them in a batch, C channels.
+Shape legend: F fits of one stack, P parameters of a fit, N samples (known pixels), B of them in a batch, C channels, D
+coordinates of a sample: two, or a code and two.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pixfit.kernels import Crew, Plan, twin
 from pixfit.models import Model, PicturePrior
 from pixfit.optim import Entry
 from pixfit.problem import View, stream
+from pixfit.spec import PictureBatches
 from pixfit.starts import Weights
 
 __all__ = ["Samples", "Stack"]
@@ -48,9 +50,9 @@ class Stack:
         device: torch.device,
     ) -> None:
         self.fits, self.dtype, self.device, self._rounded = len(weights), dtype, device, rounded
-        self._prior = isinstance(model, PicturePrior)
+        self._prior = model if isinstance(model, PicturePrior) else None
         with torch.device("meta"):
-            network = model.network(2, channels)
+            network = model.network(model.in_features, channels)
         self.network = network.to(dtype).to_empty(device=device)
         expected = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
         for named in weights:
@@ -106,7 +108,7 @@ class Stack:
         return max(1024, (2**20 if self.device.type == "cpu" else 2**27) // (self.widest * self.fits))
 
     def forward(self, coordinates: Tensor, *, targets: Tensor | None = None, autocast: bool = False) -> Tensor:
-        """(1 or F, B, 2) to (F, B, C) with the weights in training; ``targets`` (F, B, C) for a model with tiles.
+        """(1 or F, B, D) to (F, B, C) with the weights in training; ``targets`` (F, B, C) for a model with tiles.
 
         Networks of whole pictures take their noise (1 or F, …) instead of coordinates and give all pixels (F, H·W, C).
         """
@@ -134,7 +136,7 @@ class Stack:
         return [weights[:, entry.start : entry.stop] for entry in self.layout]
 
     def _together(self, weights: Tensor, coordinates: Tensor, targets: Tensor | None = None) -> Tensor:
-        """(1 or F, B, 2) to (F, B, C) with any weights (F, P)."""
+        """(1 or F, B, D) to (F, B, C) with any weights (F, P)."""
         parts = zip(self.layout, self._cut(weights), strict=True)
         tensors = {entry.name: part.reshape(-1, *entry.shape) for entry, part in parts}
 
@@ -143,7 +145,8 @@ class Stack:
             return output
 
         shared = coordinates.shape[0] == 1
-        if self._prior:  # one after another: a picture fills the machine, and convolutions with F weights are slow
+        if self._prior is not None:
+            # One after another: a picture fills the machine, and convolutions with F weights are slow.
             pictures = []
             for fit in range(self.fits):
                 own = {name: value[fit] for name, value in (tensors | self.buffers).items()}
@@ -154,8 +157,20 @@ class Stack:
         in_dims = (0, 0, None if shared else 0, *(0 for _ in more))
         return vmap(one, in_dims=in_dims)(tensors, self.buffers, points, *more)
 
+    def explained(self, measured: Tensor) -> Tensor:
+        """What the loss compares with the measurement, of what the pictures in training measure, (F, C', H', W')."""
+        if self._prior is None:
+            return measured
+        names, leaves = [entry.name for entry in self.layout], self._leaves
+        if self.fits > 1:
+            parts = zip(self.layout, self._cut(self.weights), strict=True)
+            leaves = [part.reshape(-1, *entry.shape) for entry, part in parts]
+        rows = [leaves] if self.fits == 1 else [[leaf[fit] for leaf in leaves] for fit in range(self.fits)]
+        pairs = zip(measured, rows, strict=True)
+        return torch.stack([self._prior.explained(own, dict(zip(names, row, strict=True))) for own, row in pairs])
+
     def predict(self, weights: Tensor, coordinates: Tensor, crew: Crew) -> Tensor:
-        """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, 2), tile by tile, without gradients.
+        """Outputs (F, n, C) of any weights (F, P) at coordinates (1 or F, n, D), tile by tile, without gradients.
 
         Of networks of whole pictures at places (1 or F, n), from all pixels at once.
         """
@@ -166,7 +181,7 @@ class Stack:
             with torch.no_grad():
                 return self._still(points[0])[None] if self.fits == 1 else self._together(weights, points)
 
-        if self._prior:
+        if self._prior is not None:
             pixels = shown(torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device))
             return _pick(pixels, coordinates.to(self.device).expand(self.fits, -1))
         coordinates = coordinates.to(self.device, self.dtype)
@@ -196,6 +211,7 @@ class Samples:
         views: one a fit, with as many samples each.
         seeds: one a fit, of the order of its batches.
         batch: samples of a step; None for all.
+        pictures: whole pictures of a step instead; None: no such.
     """
 
     def __init__(
@@ -205,10 +221,11 @@ class Samples:
         seeds: Sequence[int],
         batch: int | None,
         *,
+        pictures: PictureBatches | None = None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.model, self.seeds, self.device = model, seeds, device
+        self.model, self.seeds, self.device, self._pictures = model, seeds, device, pictures
         self.operator, self.shape = views[0].operator, views[0].shape
         self._prior = model if isinstance(model, PicturePrior) else None
         self._code_shape = (0, 0, 0) if self._prior is None else self._prior.code_shape
@@ -235,11 +252,18 @@ class Samples:
         self.count = self.places.shape[1]
         self.batch_size = batch if self.pointwise else None
         self._tiles = None if model.tile is None else self._whole_tiles(*model.tile)
-        self.per_epoch = 1 if self.batch_size is None else -(-self.count // self.batch_size)
-        self.per_step = self.count if self.batch_size is None else min(self.batch_size, self.count)
-        self._order: tuple[int, Tensor] | None = None
+        self._counts = None if pictures is None else self._count_pictures()
+        self.whole = self.batch_size is None and pictures is None
+        self.per_epoch, self.per_step = 1, self.count
+        if self.batch_size is not None:
+            self.per_epoch, self.per_step = -(-self.count // self.batch_size), min(self.batch_size, self.count)
+        if pictures is not None and self._counts is not None:
+            self.per_epoch = pictures.steps_per_epoch(self.count, len(self._counts))
+            ordered = self._counts if pictures.order == "fixed" else self._counts.sort(descending=True).values
+            self.per_step = max(int(part.sum()) for part in torch.split(ordered, pictures.pictures))
+        self._order: tuple[int, Tensor, Sequence[int]] | None = None
         self._whole: tuple[Tensor, Tensor, Tensor | None] | None = None
-        if self.batch_size is None:
+        if self.whole:
             places, pixels = self.places, self.pixels
             if self._tiles is not None:
                 places = self._tiles.reshape(1, -1).to(device)
@@ -263,15 +287,35 @@ class Samples:
         places = torch.arange(self.count).view(height // rows, rows, width // columns, columns)
         return places.transpose(1, 2).reshape(-1, rows * columns)
 
-    def _order_of(self, seed: int, epoch: int) -> Tensor:
-        """The order of all samples in an epoch, from its number and the seed, so that a resumed fit goes on alike."""
+    def _count_pictures(self) -> Tensor:
+        """How many samples (K,) each picture of a gallery has; of all fits alike."""
+        ends = torch.tensor([height * width for height, width in self.model.sizes]).cumsum(dim=0)
+        numbers = torch.bucketize(self.places.cpu(), ends, right=True)
+        counts = torch.stack([row.bincount(minlength=len(ends)) for row in numbers])
+        if not bool((counts == counts[:1]).all()):
+            raise ValueError("these galleries hold out unequal numbers of pixels; fit them one by one")
+        return counts[0]
+
+    def _order_of(self, seed: int, epoch: int) -> tuple[Tensor, Sequence[int]]:
+        """The order of all samples in an epoch, and where in it each batch ends; from its number and the seed, so that
+        a resumed fit goes on alike."""
         generator = stream(seed, f"batches/{epoch}")
+        if self._pictures is not None and self._counts is not None:
+            parts = torch.split(torch.arange(self.count), self._counts.tolist())
+            order = torch.arange(len(parts))
+            if self._pictures.order == "shuffled":
+                order = torch.randperm(len(parts), generator=generator)
+            ends = self._counts[order].cumsum(dim=0).tolist()
+            last = [*ends[self._pictures.pictures - 1 : -1 : self._pictures.pictures], ends[-1]]
+            return torch.cat([parts[number] for number in order.tolist()]), last
+        size = self.batch_size or self.count
+        steps = range(size, self.count + size, size)
         if self._tiles is None:
-            return torch.randperm(self.count, generator=generator)
-        return self._tiles[torch.randperm(len(self._tiles), generator=generator)].flatten()
+            return torch.randperm(self.count, generator=generator), steps
+        return self._tiles[torch.randperm(len(self._tiles), generator=generator)].flatten(), steps
 
     def at(self, places: Tensor) -> Tensor:
-        """Coordinates (..., 2) of places (...) in row-major order, on the stack's device.
+        """Coordinates (..., D) of places (...) in row-major order, on the stack's device.
 
         A network of whole pictures knows no coordinates: for it these are the places themselves.
         """
@@ -280,7 +324,7 @@ class Samples:
         return self.model.coordinates.pick(*self._axes, places.to(self.device))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Coordinates (1 or F, B, 2), targets in the network's range and weights (F, B, C) of a step.
+        """Coordinates (1 or F, B, D), targets in the network's range and weights (F, B, C) of a step.
 
         Batches are drawn without replacement within an epoch. A network of whole pictures has noise (1 or F, …) for its
         code in place of coordinates.
@@ -294,6 +338,13 @@ class Samples:
         places = _pick(self.places[..., None], index)[..., 0]
         weights = None if self.weights is None else _pick(self.weights, index)
         return self.at(places), self.model.to_target(_pick(self.pixels, index)), weights
+
+    def given(self, targets: Tensor, step: int) -> Tensor:
+        """What a network that learns from tiles is given in a step: their targets (F, B, C), with one more column where
+        its model says which pixels it may look at. That hangs on the seed and the step alone."""
+        seen = [self.model.seen(targets.shape[1], stream(seed, f"seen/{step}")) for seed in self.seeds]
+        columns = [one.to(targets) for one in seen if one is not None]
+        return torch.cat([targets, torch.stack(columns)], dim=2) if columns else targets
 
     def _noise(self, prior: PicturePrior, step: int) -> Tensor:
         """What a step adds to the codes, (F, D, h, w) or (1, 1, 1, 1) of nothing. It hangs on the seed and the step
@@ -313,18 +364,23 @@ class Samples:
 
         The index is None where every step sees all samples.
         """
-        if self.batch_size is None:
+        if self.whole:
             return None, most
         epoch, at = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            orders = torch.stack([self._order_of(seed, epoch) for seed in self.seeds])
-            self._order = (epoch, orders.to(self.device))
-        start, size = at * self.batch_size, self.batch_size
-        count = min(most, (self.count - start) // size)
-        if count == 0:  # the epoch's last, smaller batch
-            return self._order[1][:, None, start:].contiguous(), 1
-        part = self._order[1][:, start : start + count * size]
+            orders, ends = zip(*(self._order_of(seed, epoch) for seed in self.seeds), strict=True)
+            self._order = (epoch, torch.stack(orders).to(self.device), ends[0])
+        _, order, marks = self._order
+        start, size = (marks[at - 1] if at else 0), self._size(marks, at)
+        count = 1
+        while count < most and at + count < self.per_epoch and self._size(marks, at + count) == size:
+            count += 1
+        part = order[:, start : start + count * size]
         return part.reshape(len(part), count, size).contiguous(), count
+
+    def _size(self, marks: Sequence[int], at: int) -> int:
+        """Of an epoch's batch ``at``, of which ``marks`` tell the ends; the last one may be said to end too late."""
+        return min(marks[at], self.count) - (marks[at - 1] if at else 0)
 
     def picture(self, output: Tensor) -> Tensor:
         """Outputs (F, H·W, C) as pictures (F, C, H, W) in units of pixels."""

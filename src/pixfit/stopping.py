@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pixfit.canonical import is_number, is_whole
 
-__all__ = ["STOPPING", "Budget", "Epochs", "HeldOut", "Never", "Seconds", "Steps", "Stopping", "TargetPSNR"]
+__all__ = [
+    "STOPPING", "Budget", "Epochs", "HeldOut", "Never", "Seconds", "Steps", "Stopping", "TargetPSNR", "discrepancy",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,18 @@ class HeldOut(Stopping):
     def __post_init__(self) -> None:
         if not (is_whole(self.patience) and self.patience >= 1):
             raise ValueError(f"stopping.patience is {self.patience!r}; it must be a whole number, 1 or more steps")
+
+
+def discrepancy(sigma: float, *, factor: float = 1.0, every: int = 10) -> TargetPSNR:
+    """Ends the fit when its mean squared error against the measurement is factor · σ² (Morozov 1966), σ known.
+
+    Measured on deep image priors of pictures that were clipped to [0, 1] it may end several dB too late: clipping takes
+    noise away where a picture is dark or bright.
+    """
+    for name, value in (("sigma", sigma), ("factor", factor)):
+        if not (is_number(value) and 0 < value <= 10):
+            raise ValueError(f"{name} is {value!r}; it must be above 0 and up to 10")
+    return TargetPSNR(-10 * math.log10(factor * sigma**2), every)
 
 
 STOPPING: dict[str, type[Stopping]] = {"Never": Never, "TargetPSNR": TargetPSNR, "HeldOut": HeldOut}

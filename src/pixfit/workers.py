@@ -321,13 +321,13 @@ def _work_of(spec: Spec) -> float:
 
 def _limit(spec: Spec) -> int | None:
     """The steps at which the budget ends the fit; None where seconds alone do."""
-    return spec.budget.step_limit(spec.batches.steps_per_epoch(math.prod(spec.problem.shape[1:])))
+    pixels, pictures = math.prod(spec.problem.shape[1:]), len(spec.model.sizes)
+    return spec.budget.step_limit(spec.batches.steps_per_epoch(pixels, pictures))
 
 
 def _samples(spec: Spec) -> int:
     """How many pixels a step sees."""
-    pixels = math.prod(spec.problem.shape[1:])
-    return min(pixels, spec.batches.pixels or pixels)
+    return spec.batches.per_step(math.prod(spec.problem.shape[1:]), len(spec.model.sizes))
 
 
 def estimate(
@@ -353,7 +353,7 @@ def estimate(
         if spec.budget.seconds is not None:
             total += spec.budget.seconds
         elif isinstance(spec.problem, Problem):
-            alike = kinds.setdefault(spec.model.plan(2, spec.problem.shape[0]) is not None, {})
+            alike = kinds.setdefault(spec.model.plan(spec.model.in_features, spec.problem.shape[0]) is not None, {})
             alike.setdefault((canonical.text(spec.model), _samples(spec)), []).append(spec)
     for alike in kinds.values():
         work = {key: math.log(group[0].model.parameters_count(out_features=3) * key[1]) for key, group in alike.items()}

@@ -5,6 +5,7 @@ from pixfit.images.image import Image, ImageError
 from pixfit.images.labelled import LabelledSet, load_labelled
 from pixfit.images.read import MAX_PIXELS, load, load_folder, load_mask
 from pixfit.images.sets import SETS, DataSet, FoundSet, SetFile, data_folder, find_set, load_set
+from pixfit.images.sheet import contact_sheet
 from pixfit.images.write import BandWriter, check_writable, save
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "LabelledSet",
     "SetFile",
     "check_writable",
+    "contact_sheet",
     "data_folder",
     "find_set",
     "load",

@@ -221,9 +221,25 @@ class Model(ABC):
         """The network on the current default device, its weights not meant to be used: load or reset them."""
 
     @property
+    def in_features(self) -> int:
+        """Numbers that the network takes at a sample: its two coordinates, unless the model says otherwise."""
+        return 2
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each picture of the `pixfit.problem.Gallery` that the network is fitted to; empty for
+        models of one picture."""
+        return ()
+
+    @property
     def tile(self) -> tuple[int, int] | None:
         """(rows, columns) of the pictures that the network learns from, tile by tile: then it is trained on whole
         tiles, and its forward pass is given their targets too. None: it maps coordinates alone."""
+        return None
+
+    def seen(self, pixels: int, generator: torch.Generator) -> Tensor | None:
+        """Which pixels of whole tiles the network may look at in a step of training, bool (pixels, 1): that comes to it
+        as one more column of their targets. None: all of them, and there is no such column."""
         return None
 
     def sized(self, height: int, width: int) -> Model:
@@ -257,7 +273,7 @@ class Model(ABC):
 
     def build(
         self,
-        in_features: int = 2,
+        in_features: int | None = None,
         out_features: int = 3,
         *,
         generator: torch.Generator,
@@ -268,20 +284,22 @@ class Model(ABC):
         Weights are drawn in float32 and cast, so that one seed means the same weights in every dtype.
         """
         with torch.device("meta"):
-            network = self.network(in_features, out_features)
+            network = self.network(self.in_features if in_features is None else in_features, out_features)
         network = network.to(torch.float32).to_empty(device="cpu")
         network.reset_parameters(generator)
         return network.to(dtype)
 
-    def parameters_count(self, in_features: int = 2, out_features: int = 3) -> int:
-        """How many numbers are trained."""
+    def parameters_count(self, in_features: int | None = None, out_features: int = 3) -> int:
+        """How many numbers are trained; without `in_features` with the model's own, as everywhere here."""
         with torch.device("meta"):
-            return sum(parameter.numel() for parameter in self.network(in_features, out_features).parameters())
+            network = self.network(self.in_features if in_features is None else in_features, out_features)
+            return sum(parameter.numel() for parameter in network.parameters())
 
-    def stored_numbers(self, in_features: int = 2, out_features: int = 3) -> int:
+    def stored_numbers(self, in_features: int | None = None, out_features: int = 3) -> int:
         """How many numbers a file of the network holds: the trained ones and fixed ones such as frequencies."""
         with torch.device("meta"):
-            return sum(tensor.numel() for tensor in self.network(in_features, out_features).state_dict().values())
+            network = self.network(self.in_features if in_features is None else in_features, out_features)
+            return sum(tensor.numel() for tensor in network.state_dict().values())
 
     def to_target(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] as values of the network's output range."""

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
+from torch import Tensor
 
 from .base import Coordinates, Model, TargetRange, check_choice, check_integer, check_kind, check_number, check_whole
 from .conv_networks import DecoderNetwork, HourglassNetwork, PictureNetwork
 
-__all__ = ["PRIORS", "ConvDecoder", "DeepDecoder", "Hourglass", "Perturbation", "PicturePrior"]
+__all__ = ["PRIORS", "ConvDecoder", "DeepDecoder", "Descent", "Hourglass", "Perturbation", "PicturePrior"]
 
 _MESH = Coordinates(alignment="corner", range="unit")
 _LARGEST_SIDE = 2**16
@@ -50,6 +52,20 @@ class Perturbation:
 
 _SLIGHT = Perturbation()
 _NONE = Perturbation(0.0)
+
+
+class Descent(NamedTuple):
+    """A parameter that the optimiser leaves alone: it goes down its own gradient, by a rate of its own.
+
+    name   of the parameter.
+    rate   of the descent on the *sum* of the errors: the loss is their mean, so its gradient is multiplied by the
+           number of values in the parameter. It knows no schedule.
+    every  steps between two of its own.
+    """
+
+    name: str
+    rate: float
+    every: int = 1
 
 
 class PicturePrior(Model):
@@ -108,10 +124,20 @@ class PicturePrior(Model):
         check_whole("out_features", out_features, 1, 65536)
         return self.picture_network(*self.size, out_features)
 
-    def parameters_count(self, in_features: int = 2, out_features: int = 3) -> int:
+    def parameters_count(self, in_features: int | None = None, out_features: int = 3) -> int:
         with torch.device("meta"):  # the same at every size, so that settings without one can tell
             network = self.picture_network(1, 1, out_features)
         return sum(parameter.numel() for parameter in network.parameters())
+
+    @property
+    def descents(self) -> tuple[Descent, ...]:
+        """Parameters that the optimiser leaves alone; of most priors none."""
+        return ()
+
+    def explained(self, measured: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """What the loss compares with the measurement, of what the picture measures (C', H', W'): the same, unless some
+        of the parameters stand for a part of the measurement that no picture has."""
+        return measured
 
     @property
     def code_shape(self) -> tuple[int, int, int]:

@@ -97,14 +97,24 @@ class PictureNetwork(Network):
 
     def forward(self, noise: Tensor) -> Tensor:
         """The picture's pixels (H·W, C), row by row. The noise is added to the code and has its shape, or is one 0."""
-        code = (self.code + noise)[None].contiguous(memory_format=torch.channels_last)
-        x = _centre(self.features(code), self.height, self.width).to(self.colours.weight.dtype)
+        return self.pixels(self.code + noise)
+
+    def pixels(self, code: Tensor) -> Tensor:
+        """The picture's pixels (H·W, C) of any code (D, h, w)."""
+        x = self.features(code[None].contiguous(memory_format=torch.channels_last))
+        x = _centre(x, self.height, self.width).to(self.colours.weight.dtype)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 x = self.colours(x)
         else:
             x = self.colours(x)
         return (torch.sigmoid(x) if self.output == "sigmoid" else x)[0].flatten(1).T
+
+    def learn_code(self) -> None:
+        """Makes the code a parameter."""
+        code = self.code
+        del self.code
+        self.code = nn.Parameter(code)
 
     def features(self, x: Tensor) -> Tensor:
         """Features (1, K, h, w) of a code (1, D, h', w'), where h and w are at least the picture's sides."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -142,6 +142,14 @@ class Siren(CoordinateModel):
         super().__post_init__()
         check_number(self, "first_omega_0", 0.0, 1e6, exclusive=True)
         check_number(self, "hidden_omega_0", 0.0, 1e6, exclusive=True)
+
+    @classmethod
+    def bottleneck(cls, features: int = 480, ratio: int = 10, **settings: Any) -> Self:
+        """Five sine layers of which the middle one is narrow, features // ratio: what passes it is an embedding."""
+        check_whole("features", features, 1, 65536)
+        check_whole("ratio", ratio, 1, features)
+        widths = (features, features, features // ratio, features, features)
+        return cls(hidden_layers=4, hidden_features=widths, **settings)
 
     def network(self, in_features: int = 2, out_features: int = 3) -> Network:
         _check_sizes(in_features, out_features)

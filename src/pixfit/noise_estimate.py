@@ -1,0 +1,141 @@
+"""Whether neighbouring pixels of a damaged picture share their noise, told from the picture alone.
+
+Held-out pixels tell when a fit begins to follow the noise, as long as the noise of a pixel says nothing of the noise
+beside it. In pictures that were resized, blurred, or kept as JPEG it does, and then a rule that looks at held-out
+pixels never fires. `neighbour_correlation` and `jpeg_grid` measure that without the true picture.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "CORRELATED", "ENLARGED", "GRIDDED", "LEAST_NOISE", "jpeg_grid", "neighbour_correlation", "warnings",
+]  # fmt: skip
+
+CORRELATED = 0.075
+"""`neighbour_correlation` above this says that neighbours share their noise, where there is enough of it to tell."""
+
+ENLARGED = 0.55
+"""`neighbour_correlation` above this says that the picture was enlarged, with or without noise."""
+
+GRIDDED = 0.06
+"""`jpeg_grid` above this says that the picture was kept as JPEG."""
+
+LEAST_NOISE = 4 / 255
+"""Level of the noise below which its correlation cannot be told from that of the picture."""
+
+_BLOCK = 8  # pixels a side
+_SMOOTHEST = 0.3  # of the blocks
+_FEWEST = 64  # pixels a side from which a picture tells enough
+
+
+def neighbour_correlation(picture: Tensor) -> float:
+    """How much of its noise a pixel shares with the next, of a picture (C, H, W): near 0 for independent noise.
+
+    Mixed second differences, of columns and then of rows, leave next to nothing of a smooth picture. Of independent
+    noise they have the correlation −2/3 between neighbours; what is returned is the correlation found, plus 2/3: from 0
+    up to about 0.7, which is what twofold enlargement gives. It is found in the three tenths of the blocks of 8 x 8
+    pixels where the blurred picture is flattest. Of colours it is the median of those of their mean and of two of their
+    differences, in which a picture has less structure, as far as these have noise.
+
+    Of a picture with less noise than `LEAST_NOISE` it tells the structure. 0 for a picture without any differences, or
+    under 12 pixels a side.
+    """
+    return _noise(picture)[0]
+
+
+def _noise(picture: Tensor) -> tuple[float, float]:
+    """The correlation, and the level of the noise if it were independent."""
+    if min(picture.shape[1:]) < _BLOCK + 4:
+        return 0.0, 0.0
+    found = [_correlation(plane, variance) for plane, variance in _planes(picture.double())]
+    noisy = sorted(each for each in found if each[1] >= LEAST_NOISE)
+    return noisy[(len(noisy) - 1) // 2] if noisy else max(found, key=lambda each: each[1])
+
+
+def _correlation(plane: Tensor, variance: float) -> tuple[float, float]:
+    """The correlation in a plane (H, W), and the level of the noise if it were independent, when the plane has so much
+    of the variance in each channel."""
+    second = plane[1:-1] * 2 - plane[:-2] - plane[2:]
+    mixed = second[:, 1:-1] * 2 - second[:, :-2] - second[:, 2:]
+    blocks = _blocks(mixed)[_flattest(plane)]
+    # Blocks with an edge in them, or with nothing at all, are left out by their energy: a tenth at either end.
+    order, tenth = blocks.square().mean(dim=(1, 2)).argsort(stable=True), len(blocks) // 10
+    blocks = blocks[order[tenth : len(order) - tenth]]
+    energy = float(blocks.square().mean())
+    if energy == 0:
+        return 0.0, 0.0
+    across, down = blocks[:, :, 1:] * blocks[:, :, :-1], blocks[:, 1:] * blocks[:, :-1]
+    return float(across.mean() + down.mean()) / 2 / energy + 2 / 3, math.sqrt(energy / 36 / variance)
+
+
+def jpeg_grid(picture: Tensor) -> float:
+    """How much larger steps are every eighth pixel than elsewhere, of a picture (C, H, W): 0 and more for none.
+
+    A step is how far the difference of two neighbours is from the mean of the differences beside it. The eighth pixels
+    may be any, so that pictures that were cropped show theirs; the smaller of the excesses of rows and columns counts.
+    """
+    grey = picture.double().mean(dim=0)
+    return min(_every_eighth(grey), _every_eighth(grey.T))
+
+
+def warnings(picture: Tensor) -> tuple[str, ...]:
+    """What a user should know before a picture (C, H, W) is restored by a rule that looks at held-out pixels; a line
+    each, none for noise that differs from pixel to pixel, and none for a picture that is too small to tell."""
+    if min(picture.shape[1:]) < _FEWEST:
+        return ()
+    found = []
+    if jpeg_grid(picture) > GRIDDED:
+        found.append("it was kept as JPEG")
+    correlation, level = _noise(picture)
+    if correlation > (CORRELATED if level >= LEAST_NOISE else ENLARGED):
+        found.append("neighbouring pixels share their noise, as after a change of size, a blur, or JPEG")
+    return tuple(
+        f"{what}: held-out pixels cannot tell such noise from the picture, and the fit may go on for too long"
+        for what in found
+    )
+
+
+def _planes(picture: Tensor) -> list[tuple[Tensor, float]]:
+    """The mean of the colours, and the differences of two to the second; with the variance of each where that of
+    independent noise in each channel is 1."""
+    if len(picture) < 3:
+        return [(picture[0], 1.0)]
+    red, green, blue = picture[:3]
+    return [(picture[:3].mean(dim=0), 1 / 3), (red - green, 2.0), (blue - green, 2.0)]
+
+
+def _blocks(plane: Tensor) -> Tensor:
+    """(H, W) as (B, 8, 8), without what is left over at the right and the bottom."""
+    rows, columns = plane.shape[0] // _BLOCK, plane.shape[1] // _BLOCK
+    whole = plane[: rows * _BLOCK, : columns * _BLOCK]
+    return whole.reshape(rows, _BLOCK, columns, _BLOCK).transpose(1, 2).reshape(-1, _BLOCK, _BLOCK)
+
+
+def _flattest(plane: Tensor) -> Tensor:
+    """Numbers of the blocks of the plane's inside where its slope is least after a Gaussian blur of 2 pixels."""
+    taps = torch.exp(-0.5 * (torch.arange(-8, 9, dtype=plane.dtype) / 2.0).square())
+    taps = (taps / taps.sum())[None, None]
+    margin = [8 if side > 8 else side - 1 for side in plane.shape]
+    padded = F.pad(plane[None, None], (margin[1], margin[1], margin[0], margin[0]), mode="reflect")
+    padded = F.pad(padded, (8 - margin[1],) * 2 + (8 - margin[0],) * 2, mode="replicate")
+    smooth = F.conv2d(F.conv2d(padded, taps[..., None]), taps[:, :, None])[0, 0]
+    slope = (smooth[2:, 1:-1] - smooth[:-2, 1:-1]).square() + (smooth[1:-1, 2:] - smooth[1:-1, :-2]).square()
+    slopes = _blocks(slope).mean(dim=(1, 2))
+    return slopes.argsort(stable=True)[: max(1, round(_SMOOTHEST * len(slopes)))]
+
+
+def _every_eighth(grey: Tensor) -> float:
+    """The largest mean step over the columns of one remainder by 8, over the second largest, less 1."""
+    if grey.shape[1] < 4 * _BLOCK:
+        return 0.0
+    differences = grey[:, 1:] - grey[:, :-1]
+    steps = (differences[:, 1:-1] - (differences[:, :-2] + differences[:, 2:]) / 2).abs().mean(dim=0)
+    means = torch.stack([steps[start::_BLOCK].mean() for start in range(_BLOCK)])
+    second, largest = means.sort().values[-2:].tolist()
+    return 0.0 if largest == 0 else math.inf if second == 0 else largest / second - 1

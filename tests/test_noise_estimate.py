@@ -1,0 +1,130 @@
+"""The kind of noise told from a damaged picture alone: synthetic noise on bundled photographs."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PillowImage
+from torch import Tensor
+from torch.nn import functional
+
+import pixfit as pf
+from pixfit.images import BUNDLED
+from pixfit.noise_estimate import CORRELATED, GRIDDED, jpeg_grid, neighbour_correlation, warnings
+
+
+def photograph(name: str, side: int = 192) -> Tensor:
+    """The centre (C, side, side) of a bundled photograph."""
+    data = pf.images.load(name).data[:3]
+    top, left = (data.shape[1] - side) // 2, (data.shape[2] - side) // 2
+    return data[:, top : top + side, left : left + side].clone()
+
+
+def drawn(shape: torch.Size, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def blurred(noise: Tensor, sigma: float) -> Tensor:
+    """Gaussian of so many pixels over every channel, then of variance 1 again."""
+    taps = torch.exp(-0.5 * (torch.arange(-4, 5) / sigma).square())
+    kernel = torch.outer(taps, taps)[None, None]
+    out = functional.conv2d(functional.pad(noise[:, None], (4,) * 4, mode="reflect"), kernel)[:, 0]
+    return out / out.std()
+
+
+def jpeg(picture: Tensor, quality: int) -> Tensor:
+    samples = (picture.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).numpy()
+    kept = io.BytesIO()
+    PillowImage.fromarray(samples.squeeze()).save(kept, "JPEG", quality=quality)
+    back = np.array(PillowImage.open(kept), dtype=np.float32) / 255
+    return torch.from_numpy(back.reshape(*samples.shape)).movedim(-1, 0)
+
+
+def resized(picture: Tensor, factor: float) -> Tensor:
+    side = round(picture.shape[1] * factor)
+    planes = [PillowImage.fromarray(plane.numpy()) for plane in picture]
+    made = [plane.resize((side, side), PillowImage.Resampling.BICUBIC) for plane in planes]
+    return torch.from_numpy(np.stack([np.asarray(plane) for plane in made]))
+
+
+each = pytest.mark.parametrize("name", BUNDLED)
+
+
+# --- independent noise raises no alarm
+
+
+@each
+def test_independent_noise_is_not_shared(name: str) -> None:
+    clean = photograph(name)
+    for sigma in (10 / 255, 25 / 255, 50 / 255):
+        noisy = (clean + sigma * drawn(clean.shape)).clamp(0, 1)
+        assert neighbour_correlation(noisy) < CORRELATED
+        assert jpeg_grid(noisy) < GRIDDED
+        assert warnings(noisy) == ()
+    counted = torch.poisson(30 * clean, generator=torch.Generator().manual_seed(1)) / 30
+    assert warnings(counted) == ()
+    alike = (clean + 25 / 255 * drawn(clean[:1].shape)).clamp(0, 1)  # one value for all channels of a pixel
+    assert warnings(alike) == ()
+
+
+# --- shared noise does
+
+
+@each
+def test_blurred_noise_is_shared(name: str) -> None:
+    clean = photograph(name)
+    for sigma in (10 / 255, 25 / 255):
+        noisy = (clean + sigma * blurred(drawn(clean.shape), 0.6)).clamp(0, 1)
+        assert neighbour_correlation(noisy) > CORRELATED
+        (line,) = warnings(noisy)
+        assert line.startswith("neighbouring pixels share their noise")
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.5, 2.0])
+def test_noise_of_resized_pictures_is_shared(factor: float) -> None:
+    """In all but one of the pictures, which at half its size is too small."""
+    found = 0
+    for name in BUNDLED:
+        clean = photograph(name)
+        lines = warnings(resized((clean + 25 / 255 * drawn(clean.shape)).clamp(0, 1), factor))
+        found += len(lines) == 1 and "share their noise" in lines[0]
+    assert found >= len(BUNDLED) - (factor < 1)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_jpeg_shows_its_grid_wherever_it_begins(shift: int) -> None:
+    """In all but one of the pictures, which is of bricks."""
+    kept = [jpeg(photograph(name), 50)[:, shift:, 2 * shift :] for name in BUNDLED]
+    found = [jpeg_grid(each) > GRIDDED and warnings(each)[0].startswith("it was kept as JPEG") for each in kept]
+    assert sum(found) >= len(BUNDLED) - 1
+
+
+# --- against formulas, and at the edges
+
+
+def test_the_correlation_of_noise_alone_is_that_of_the_formula() -> None:
+    """Of noise with the autocovariance a(lag), second differences have Σ w(j) a(j) with w = 1, −4, 6, −4, 1 on either
+    axis; a blur of two equal taps along the rows has a = 1, 1/2."""
+    noise = drawn(torch.Size((1, 512, 512)))
+    assert abs(neighbour_correlation(0.5 + 0.1 * noise)) < 0.01
+    shared = (noise[:, :, 1:] + noise[:, :, :-1]) / 2
+    weights = {-2: 1, -1: -4, 0: 6, 1: -4, 2: 1}
+
+    def covariance(lag: int) -> float:
+        return sum(weight * {0: 1.0, 1: 0.5}.get(abs(lag + at), 0.0) for at, weight in weights.items())
+
+    across, down = covariance(1) / covariance(0), -2 / 3
+    assert neighbour_correlation(0.5 + 0.1 * shared) == pytest.approx((across + down) / 2 + 2 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 12, 12), (1, 12, 70), (3, 64, 64), (4, 70, 65)], ids=str)
+def test_small_and_flat_pictures_say_nothing(shape: tuple[int, int, int]) -> None:
+    for flat in (torch.zeros(shape), torch.full(shape, 0.7)):
+        assert neighbour_correlation(flat) == 0.0
+        assert jpeg_grid(flat) == 0.0
+        assert warnings(flat) == ()
+    noise = drawn(torch.Size(shape))
+    assert np.isfinite([neighbour_correlation(noise), jpeg_grid(noise)]).all()
