@@ -45,20 +45,22 @@ def study(
     """Runs a study of many fits, or says what it would take, how far it is, and what it has found.
 
     plan counts the fits and estimates their time; run makes those that are missing, and can be interrupted and run
-    again; status and report work at any moment, also while it runs.
+    again; status and report work at any moment, also while it runs. A search ends with its report and a recipe file.
 
     Example:  pixfit study prefit plan --profile laptop
               pixfit study prefit run --profile smoke && pixfit study prefit report --profile smoke
+              pixfit study climb run -s search.seconds=5 -s search.parameters=500000
     """
     from pixfit.store import Store
-    from pixfit.studies import STUDIES
+    from pixfit.studies import STUDIES, ClimbStudy
 
     if name not in STUDIES:
         fail(f"no study is called {name!r}; there are {', '.join(STUDIES)}")
     if verb not in _VERBS:
         fail(f"a study can {', '.join(_VERBS)}; got {verb!r}")
     chosen, kept = STUDIES[name].of(profile, settings_of(settings or [])), Store(store)
-    folder = output or store / "studies" / f"{name}-{profile}"
+    searching = isinstance(chosen, ClimbStudy) and chosen.search.on
+    folder = output or store / "studies" / f"{chosen.label}-{profile}"
     began = time.monotonic()
     extra: dict[str, Any] = {}
     files: list[Path] = []
@@ -66,13 +68,15 @@ def study(
         extra = _plan(chosen, kept, workers, device, show=not as_json)
     elif verb == "run":
         _run(chosen, kept, workers, device, quiet)
-    elif verb == "report":
+    if verb == "report" or (verb == "run" and searching):
         with bar(quiet, "drawing") as show:
             files = chosen.report(kept, folder, progress=lambda fraction: show(fraction, ""))
+    recipe = next((path for path in files if path.suffix == ".json"), None)
     counts = chosen.counts(kept)
     answer = chosen.answer(kept) if verb in ("run", "report") else None
     if as_json:
         extra |= {"page": str(files[0])} if files else {}
+        extra |= {"recipe": str(recipe)} if recipe is not None else {}
         names = {} if answer is None else {key: list(table.rows) for key, table in answer.tables.items()}
         emit(
             {
@@ -85,8 +89,10 @@ def study(
         if answer is not None and answer.summary:
             print(answer.summary)
         _print_counts(chosen, kept)
-        if verb == "report":
-            print(f"{'report':<11} {folder / 'report.md'}")
+        if files:
+            print(f"{'report':<11} {files[0]}")
+        if recipe is not None:
+            print(f"{'recipe':<11} {recipe}")
     if verb == "run" and counts.failed:
         raise typer.Exit(1)
 
@@ -95,6 +101,7 @@ def _plan(study: Study, store: Store, workers: int | None, device: str, *, show:
     """Prints how many fits are wanted, and what they take in time and on disk."""
     from pixfit import run
     from pixfit import workers as working
+    from pixfit.studies import ClimbStudy
 
     chosen = run.choose_device(device)
     count = workers or _processes(str(chosen))
@@ -112,6 +119,9 @@ def _plan(study: Study, store: Store, workers: int | None, device: str, *, show:
         print(f"{'fits':<11} {len(wanted)} to make, {counts.done} of {counts.fits} done")
         print(f"{'time':<11} about {_duration(seconds)} with {count} processes on {chosen}")
         print(f"{'disk':<11} about {disk / 1e6:.0f} MB in {store.folder}")
+        if isinstance(study, ClimbStudy) and study.searching is not None:
+            fits, whole = study.searching.size
+            print(f"{'search':<11} these come first; in all about {fits} fits, as long as {whole:.0f} whole budgets")
     return {"wanted": len(wanted), "estimated_seconds": seconds, "estimated_bytes": disk, "workers": count}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 from pixfit import models, optim
 from pixfit.canonical import is_number, is_whole
@@ -14,9 +15,12 @@ from pixfit.problem import Problem
 from pixfit.spec import Batches, Record, Spec
 from pixfit.stopping import Budget
 from pixfit.store import Store
-from pixfit.studies import climb_answer, climb_films, climb_pictures
+from pixfit.studies import climb_answer, climb_films, climb_pictures, climb_search_answer
 from pixfit.studies.climb_scores import Key, Run, Runs
+from pixfit.studies.climb_search import ClimbSearch, Search
 from pixfit.studies.climb_steps import NAMES, Point, Sweep, Values, climb
+from pixfit.studies.climb_tables import ClimbTables
+from pixfit.studies.climb_tasks import ClimbTasks
 from pixfit.studies.study import Answer, Study, StudyError
 
 __all__ = ["ClimbStudy"]
@@ -52,6 +56,8 @@ class ClimbStudy(Study):
             alone; the published clock also ran while pictures were evaluated, about a quarter of the time.
         evaluate: epochs between two points of the PSNR curve, which is over all pixels.
         film: epochs between two pictures of a film; 0: no films.
+        search: a budget and limits to find a recipe for these pictures, in place of the climb; see
+            `pixfit.studies.climb_search.Search`.
     """
 
     images: str = "climb"
@@ -73,6 +79,7 @@ class ClimbStudy(Study):
     steps: int | None = None
     evaluate: int = 1
     film: int = 5
+    search: Search = field(default_factory=Search)
 
     name: ClassVar[str] = "climb"
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -90,6 +97,16 @@ class ClimbStudy(Study):
     }  # fmt: skip
 
     _specs: dict[tuple[Point, str, int], Spec] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, profile: str = "laptop", settings: Mapping[str, Any] | None = None) -> Self:
+        """As of every study. A ``table`` or ``tasks`` among the settings asks for these in place of the climb: they are
+        studies with settings of their own, `pixfit.studies.climb_tables.ClimbTables` and
+        `pixfit.studies.climb_tasks.ClimbTasks`."""
+        for name, kind in (("table", ClimbTables), ("tasks", ClimbTasks)):
+            if name in (settings or {}):
+                return kind.of(profile, settings)  # type: ignore[return-value]
+        return super().of(profile, settings)
 
     def __post_init__(self) -> None:
         for name, allowed in (("sweeps", NAMES), ("sigma", ("code", "text")), ("gate_norm", ("layer", "none"))):
@@ -122,6 +139,10 @@ class ClimbStudy(Study):
         if len(set(self.first_scales)) < len(self.first_scales):
             raise StudyError(f"first_scales names a scale twice: {self.first_scales}")
         self._budget()
+        if not isinstance(self.search, Search):
+            raise StudyError(f"search is {self.search!r}; set search.seconds or search.steps")
+        if not self.search.on and self.search != Search():
+            raise StudyError("a search needs the budget of a fit: set search.seconds, or search.steps")
 
     # -------------------------------------------------------------------------------------------------------- pictures
 
@@ -189,12 +210,25 @@ class ClimbStudy(Study):
             for picture in self.problems:
                 yield (picture, seed), self.fit(point, picture, seed)
 
+    @cached_property
+    def searching(self) -> ClimbSearch | None:
+        """What is made in place of the climb where a search was asked for."""
+        return ClimbSearch(self.search, self.problems, self.seeds) if self.search.on else None
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-search" if self.search.on else self.name
+
     def fits(self, store: Store) -> list[Spec]:
+        if self.searching is not None:
+            return list(self.searching.course(store).fits)
         found = {spec.id: spec for point in self._points for _, spec in self._of(point)}
         return list(found.values())
 
     def record(self, spec: Spec) -> Record:
         """A curve over all pixels, a point in some epochs, and what films and maps of the gate need."""
+        if self.searching is not None:
+            return Record(points=1024)  # a fit may be shorter than forty looks at more of them
         _, height, width = spec.problem.shape
         epoch = spec.batches.steps_per_epoch(height * width)
         keep: tuple[int, ...] = ()
@@ -207,6 +241,8 @@ class ClimbStudy(Study):
     # ---------------------------------------------------------------------------------------------------------- answer
 
     def answer(self, store: Store) -> Answer:
+        if self.searching is not None:
+            return climb_search_answer.answer(self.searching, store)
         found = climb_answer.answer(self.climbed, self._results(store), self._sizes)
         entries = store.entries()
 
@@ -224,6 +260,13 @@ class ClimbStudy(Study):
         }
         figures = {**found.figures, **({"gate_maps": lambda: climb_films.gate_maps(store, maps)} if maps else {})}
         return Answer(found.summary, found.tables, figures, films)
+
+    def report(
+        self, store: Store, folder: str | Path, progress: Callable[[float], None] = lambda fraction: None
+    ) -> list[Path]:
+        """As of every study; that of a search has the recipe's file, too."""
+        written = super().report(store, folder, progress)
+        return written if self.searching is None else [*written, *self.searching.write(store, folder)]
 
     def _results(self, store: Store) -> dict[str, dict[Values, Runs]]:
         """By sweep and member, the finished runs."""

@@ -137,6 +137,11 @@ class Study(ABC):
         except (ValueError, TypeError) as error:
             raise StudyError(str(error)) from None
 
+    @property
+    def label(self) -> str:
+        """The study's name, with what is asked of it where it can be asked different things: a report's folder."""
+        return self.name
+
     @abstractmethod
     def fits(self, store: Store) -> list[Spec]:
         """Every fit that the study knows by now to need, finished or not, parents before children."""
