@@ -20,11 +20,13 @@ from pixfit.cli.options import (
     Seed,
     StoreDir,
     bar,
+    check_model_file,
     command,
     emit,
     fail,
     numbers,
     say,
+    say_kernel,
     settings_of,
 )
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from pixfit.spec import Spec
 
 __all__ = ["demo", "fit"]
+
+_DEMO = "smooth"  # the page magnifies
 
 
 @command
@@ -61,16 +65,16 @@ def demo(
     from pixfit.stopping import Steps
 
     image = images.load(picture)
-    spec = dataclasses.replace(recipes.RECIPES["fast"](Problem(image)), seed=seed)
+    spec = dataclasses.replace(recipes.RECIPES[_DEMO](Problem(image)), seed=seed)
     if steps is not None:
         spec = dataclasses.replace(spec, budget=Steps(steps))
-    say(quiet, f"fitting {image.name} ({image.width}×{image.height}) with the recipe 'fast'")
-    (result,) = _fit_some([spec], store, device, quiet, names=[image.name], recipe="fast", again=False)
+    say(quiet, f"fitting {image.name} ({image.width}×{image.height}) with the recipe {_DEMO!r}")
+    (result,) = _fit_some([spec], store, device, quiet, names=[image.name], recipe=_DEMO, again=False)
     with bar(quiet, "rendering") as show:
         page = report.write_fit(
             result, output, title=f"pixfit: {image.name} as a network", zoom=4, progress=lambda f: show(f, "")
         )
-    _finish([_report(result, "fast", None)], as_json=as_json, single=True, quiet=quiet, extra={"page": str(page)})
+    _finish([_report(result, _DEMO, None)], as_json=as_json, single=True, quiet=quiet, extra={"page": str(page)})
     say(quiet or as_json, f"open {page}")
 
 
@@ -148,7 +152,7 @@ def fit(
     targets = _targets(output, pictures, folder)
     reports: list[dict[str, Any]] = []
     chosen = run.choose_device(device)
-    _say_kernel(quiet)
+    say_kernel(quiet)
     together = run.side_by_side(specs[0], chosen) if folder and specs else 1
     for first in range(0, len(specs), together):
         part = slice(first, first + together)
@@ -212,10 +216,7 @@ def _targets(output: Path | None, pictures: list[Image], folder: bool) -> list[P
         except OSError as error:
             fail(f"-o {output}: cannot be made ({error.strerror or error})")
         return [output / f"{image.name}.safetensors" for image in pictures]
-    if output.is_dir() or not output.parent.is_dir():
-        fail(f"-o {output}: {'this is a folder' if output.is_dir() else 'its folder does not exist'}; give a file name")
-    if output.suffix != ".safetensors":
-        fail(f"-o {output}: a model file ends in .safetensors; `pixfit render` makes pictures of it")
+    check_model_file(output)
     return [output]
 
 
@@ -252,14 +253,6 @@ def _fit_some(
         return (
             run.fit(specs, Store(store), **options) if len(specs) > 1 else [run.fit(specs[0], Store(store), **options)]
         )
-
-
-def _say_kernel(quiet: bool) -> None:
-    """Nobody should wait several times longer than need be without a word."""
-    from pixfit.kernels import library
-
-    if not library.isas():
-        say(quiet, f"torch makes the steps, several times slower than compiled kernels would: {library.why()}")
 
 
 def _report(result: Result, recipe: str, target: Path | None) -> dict[str, Any]:
