@@ -24,9 +24,9 @@ from pixfit.models import PicturePrior
 from pixfit.optim import Muon, clip_rows, with_descents
 from pixfit.problem import View, stream
 from pixfit.schedules import Plateau, PlateauState
-from pixfit.spec import AveragedOutput, BestHeldOut, MovingAverage, PictureBatches
+from pixfit.spec import AveragedOutput, BestHeldOut, MovingAverage, PictureBatches, PosteriorMean, Shown
 from pixfit.stack import Samples, Stack
-from pixfit.stopping import HeldOut, TargetPSNR
+from pixfit.stopping import HeldOut, Judge, MovingVariance, TargetPSNR, WindowVariance
 
 __all__ = ["fit", "one_thread_each", "stack_key", "stack_limit"]
 
@@ -204,8 +204,12 @@ class _Loop:
         # (F, N·C): the average of what the steps showed. Where there is one, it stands behind the weights in all rows
         # that an answer may be.
         self.shown: Tensor | None = None
-        if isinstance(spec.estimate, AveragedOutput):
+        if isinstance(spec.estimate, Shown):
             self.shown = self.stack.predict(self.weights, self.samples.places, self.crew).flatten(1)
+        # (F, N·C): the variance of what is averaged, behind the average.
+        self.spread: Tensor | None = None
+        if self.shown is not None and isinstance(spec.estimate, PosteriorMean):
+            self.spread = torch.zeros_like(self.shown)
         base = self.rates[:, 0].double()
         state = Training(spec, self.stack, self.samples, self.stepper, base, self.plateau, self.average)
         self.lowered = lower(state, views[0], device, threads)
@@ -223,12 +227,22 @@ class _Loop:
         self.check = _CHECK if self.lowered is None else max(_CHECK, self.lowered.check)
         self.chunk = torch.full((self.fits, self.check), math.nan, device=device)
         self.filled = 0
-        # good: at the last look at finite losses; final: of fits that ended; best: by held-out pixels.
+        # good: at the last look at finite losses; final: of fits that ended; best: by held-out pixels or a rule.
         rule = spec.estimate
         self.compare_every = rule.every if isinstance(rule, BestHeldOut | AveragedOutput) else None
         self.good = self._row(self.weights).clone()
         self.final = self.good.clone()
-        self.best = None if self.compare_every is None else self.good.clone()
+        self.judge: Judge | None = None
+        if isinstance(spec.stopping, WindowVariance | MovingVariance):
+            if self.compare_every is not None:
+                raise ValueError(
+                    f"the stopping rule {type(spec.stopping).__name__} chooses the step of the answer itself; give an "
+                    "estimate without looks at held-out pixels, such as AveragedOutput()"
+                )
+            shown = torch.empty(self.fits, self.samples.count, self.samples.shape[0], dtype=dtype, device=device)
+            self.judge = spec.stopping.judge(shown)
+        self.variance = torch.full((self.fits,), math.inf)
+        self.best = self.good.clone() if self.compare_every is not None or self.judge is not None else None
         self.best_error, self.best_step = [math.inf] * self.fits, [0] * self.fits
         self.compared: list[Tensor] = []  # (F, 2) of each look at held-out pixels: the loss, the PSNR
         if isinstance(spec.stopping, HeldOut) and self.compare_every is None:
@@ -358,9 +372,13 @@ class _Loop:
 
     def _average(self, output: Tensor) -> None:
         """Takes what this step shows, (F, N, C), into the average."""
-        if self.shown is not None and isinstance(self.spec.estimate, AveragedOutput):
-            decay = self.spec.estimate.decay if self.step else 0.0
-            self.shown.lerp_(output.flatten(1), 1 - decay)
+        if self.judge is not None:
+            self.variance = self.judge.see(output, self.step)
+        if self.shown is not None and isinstance(self.spec.estimate, Shown):
+            weight = self.spec.estimate.weight(self.step)
+            if self.spread is not None:
+                self.spread.add_((output.flatten(1) - self.shown).square(), alpha=weight).mul_(1 - weight)
+            self.shown.lerp_(output.flatten(1), weight)
 
     def fraction(self, fit: int, ahead: int = 0) -> float:
         """Of the budget spent, in [0, 1], now or after so many further steps."""
@@ -386,6 +404,12 @@ class _Loop:
                 for fit, best in enumerate(self.best_step):
                     if self.step - best >= spec.stopping.patience:
                         self._end(fit, "stopped", "held_out")
+        if isinstance(spec.stopping, WindowVariance | MovingVariance) and self.step > spec.stopping.warmup:
+            answers = self.estimate()
+            for fit, variance in enumerate(self.variance.tolist()):
+                self._remember(fit, variance, answers)
+                if self.step - max(self.best_step[fit], spec.stopping.warmup) >= spec.stopping.patience:
+                    self._end(fit, "stopped", "variance")
         if isinstance(spec.stopping, TargetPSNR) and self.step % spec.stopping.every == 0:
             for fit, level in enumerate(self.measured_psnr(self.estimate())):
                 if level >= spec.stopping.psnr:
@@ -439,7 +463,8 @@ class _Loop:
         return self._row(self.stepper.evaluation_weights().detach() if self.average is None else self.average)
 
     def _row(self, weights: Tensor) -> Tensor:
-        return weights if self.shown is None else torch.cat([weights, self.shown], dim=1)
+        behind = [part for part in (self.shown, self.spread) if part is not None]
+        return torch.cat([weights, *behind], dim=1) if behind else weights
 
     def predict(self, weights: Tensor, coordinates: Tensor) -> Tensor:
         """Pixels (F, n, C) at coordinates (1 or F, n, D), not clamped."""
@@ -454,7 +479,12 @@ class _Loop:
 
     def _kept_output(self, rows: Tensor) -> Tensor:
         """The average (F, N, C) that stands behind the weights in rows."""
-        return rows[:, self.weights.shape[1] :].reshape(self.fits, -1, self.samples.shape[0])
+        return self._behind(rows)[0]
+
+    def _behind(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The average (F, N, C) and, if there is one, the variance that stand behind the weights in rows."""
+        behind = rows[:, self.weights.shape[1] :]
+        return behind.reshape(self.fits, -1, self.samples.count, self.samples.shape[0]).unbind(dim=1)
 
     def _compare_held_out(self) -> None:
         assert self.best is not None
@@ -468,12 +498,16 @@ class _Loop:
             errors, losses = self._held_out_errors(weights, job.view, job.view.held_out, fit)
             mean = errors.square().mean()
             error, found[fit, 0], found[fit, 1] = float(mean), losses.mean(), -10 * mean.log10()
-            if error < self.best_error[fit]:
-                self.best_error[fit], self.best_step[fit] = error, self.step
-                self.best[fit] = weights[fit]
+            self._remember(fit, error, weights)
         if self.step // self.compare_every == len(self.compared):  # a resumed fit looks at its first step again
             self.compared.append(found)
         self.clock.start()
+
+    def _remember(self, fit: int, error: float, answers: Tensor) -> None:
+        """Keeps the fit's answer, in its row, if none before had a smaller error."""
+        if self.best is not None and error < self.best_error[fit]:
+            self.best_error[fit], self.best_step[fit] = error, self.step
+            self.best[fit] = answers[fit]
 
     def _held_out_errors(self, weights: Tensor, view: View, held_out: Tensor, fit: int) -> tuple[Tensor, Tensor]:
         """At the held-out samples, (n,) each: differences between what the weights predict, clamped, and what was
@@ -550,9 +584,12 @@ class _Loop:
         losses = torch.cat(self.losses, dim=1) if self.losses else torch.zeros(self.fits, 0)
         self.clock.start()
         levels, spreads = self.measured_psnr(self.final, limit=2**16), self._spreads()
-        pictures = None
+        pictures = maps = None
         if self.shown is not None:
             pictures = self.samples.picture(self._kept_output(self.final)).float().cpu().clone()
+        if self.spread is not None:
+            ends = self._behind(self.final)[1].sqrt()
+            maps = (self.samples.picture(ends) - self.samples.picture(torch.zeros_like(ends))).float().cpu()
         self.clock.pause()
         out = []
         for fit, end in enumerate(self.ended):
@@ -568,7 +605,7 @@ class _Loop:
                     losses=curve, psnr_measured=levels[fit], seconds=end["seconds"],
                     process_seconds=self.clock.process / self.fits, evaluation_seconds=self.clock.evaluation,
                     kernel=self.kernel, picture=None if pictures is None else pictures[fit],
-                    looks=self._looks(fit, end["step"]),
+                    looks=self._looks(fit, end["step"]), spread=None if maps is None else maps[fit],
                 )
             )  # fmt: skip
         return tuple(out)
@@ -610,6 +647,10 @@ class _Loop:
             tensors["best"] = self.best
         if self.shown is not None:
             tensors["shown"] = self.shown
+        if self.spread is not None:
+            tensors["spread"] = self.spread
+        if self.judge is not None:
+            tensors |= {f"judge/{name}": value for name, value in self.judge.state.items()}
         if self.compared:
             tensors["compared"] = torch.stack(self.compared, dim=1)
         if self.plateau is not None:
@@ -629,7 +670,7 @@ class _Loop:
         if tensors["weights"].shape != self.weights.shape:
             raise ValueError("this checkpoint belongs to other fits; remove it, or run the fit that wrote it")
         self.step, self.filled = int(scalars["step"]), int(scalars["filled"])
-        for name in ("weights", "good", "final", "average", "best", "shown"):
+        for name in ("weights", "good", "final", "average", "best", "shown", "spread"):
             if name in tensors:
                 getattr(self, name).copy_(tensors[name])
         # Another kernel may have looked less often.
@@ -638,6 +679,8 @@ class _Loop:
         self.chunk[:, : self.filled] = tensors["chunk"]
         self.losses = [tensors["losses"].clone()] if tensors["losses"].numel() else []
         self.stepper.restore(_below("optimiser/", tensors), scalars["optimiser"])
+        if self.judge is not None:
+            self.judge.restore(_below("judge/", tensors))
         self.kept = {int(step): value.to(self.device) for step, value in _below("kept/", tensors).items()}
         if self.plateau is not None:
             self.plateau.restore(_below("plateau/", tensors))

@@ -41,7 +41,8 @@ class Outcome:
 
     ``reason`` names the limit or rule; ``verdict`` is done, stopped, out_of_budget, diverged, collapsed or cancelled.
     ``process_seconds`` is its share of those of its stack. ``picture`` (C, H, W) is the answer, in units of pixels,
-    where it is not what the weights show. ``looks`` are the curves ``held_out_…`` of `pixfit.Result`.
+    where it is not what the weights show. ``looks`` are the curves ``held_out_…`` of `pixfit.Result`. ``spread``
+    (C, H, W) is the standard deviation of what was averaged, of a `pixfit.spec.PosteriorMean`.
     """
 
     verdict: str
@@ -58,6 +59,7 @@ class Outcome:
     kernel: str
     picture: Tensor | None = None
     looks: Mapping[str, Tensor] = field(default_factory=dict)
+    spread: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from pixfit.optim import OPTIMISERS
 from pixfit.problem import Gallery, Problem, Sealed
 from pixfit.result import Result
 from pixfit.schedules import SCHEDULES
-from pixfit.spec import BATCHES, ESTIMATES, AveragedOutput, Batches, Last, Spec
+from pixfit.spec import BATCHES, ESTIMATES, Batches, Last, Shown, Spec
 from pixfit.starts import FromPicture, Start
 from pixfit.stopping import STOPPING, Budget, Never
 
@@ -87,7 +87,7 @@ class Network:
     @classmethod
     def of(cls, result: Result) -> Network:
         """The network of a finished fit. Raises ValueError where the fit left none, or one that is not finite."""
-        averaged = isinstance(result.spec.estimate, AveragedOutput)
+        averaged = isinstance(result.spec.estimate, Shown)
         picture = result.estimate if averaged else None
         kept = [*result.weights.values(), *([] if picture is None else [picture])]
         missing = not result.weights or (averaged and picture is None)
@@ -227,7 +227,7 @@ def load(path: str | Path) -> Network:
             with torch.device("meta"):
                 network = model.sized(*shape[1:]).network(model.in_features, shape[0])
             expected = {name: list(value.shape) for name, value in network.state_dict().items()}
-            averaged = dict(record.get("estimate") or {}).get("kind") == AveragedOutput.__name__
+            averaged = isinstance(decode(record.get("estimate")), Shown)
             found = {name: list(stored.get_slice(name).get_shape()) for name in names}
             if found != expected | ({_PICTURE: list(shape)} if averaged else {}):
                 raise ModelFileError(

@@ -17,11 +17,11 @@ from pixfit.models import Model, PicturePrior
 from pixfit.optim import Adam, Optimiser, ScheduleFreeAdamW
 from pixfit.problem import Gallery, Problem, Sealed
 from pixfit.starts import Start
-from pixfit.stopping import Budget, Never, Steps, Stopping
+from pixfit.stopping import Budget, MovingVariance, Never, Steps, Stopping, WindowVariance
 
 __all__ = [
     "BATCHES", "ESTIMATES", "AveragedOutput", "Batches", "Batching", "BestHeldOut", "Estimate", "Kernel", "Last",
-    "MovingAverage", "PictureBatches", "Precision", "Record", "Spec",
+    "MovingAverage", "PictureBatches", "PosteriorMean", "Precision", "Record", "Shown", "Spec",
 ]  # fmt: skip
 
 Precision = Literal["float32", "float64", "bfloat16", "bfloat16-backward"]
@@ -125,8 +125,19 @@ class BestHeldOut(Estimate):
             raise ValueError(f"estimate.every is {self.every!r}; it must be a whole number, 1 or more steps")
 
 
+class Shown(Estimate):
+    """Base of the rules whose answer is an average of what the steps showed, kept beside the weights.
+
+    The model must be a `pixfit.models.PicturePrior`, which makes the whole picture in each step.
+    """
+
+    def weight(self, step: int) -> float:
+        """Of what a step shows, counted from 0, in the new average, where that of the old one is 1 less this."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class AveragedOutput(Estimate):
+class AveragedOutput(Shown):
     """The exponential moving average of the pictures that the steps of training show: ``decay`` of the old and
     1 − ``decay`` of the new (Ulyanov et al. 2018, for deep image priors).
 
@@ -149,9 +160,39 @@ class AveragedOutput(Estimate):
         if self.every is not None and not (is_whole(self.every) and self.every >= 1):
             raise ValueError(f"estimate.every is {self.every!r}; it must be a whole number, 1 or more steps, or null")
 
+    def weight(self, step: int) -> float:
+        return 1 - self.decay if step else 1.0
+
+
+@dataclass(frozen=True)
+class PosteriorMean(Shown):
+    """The mean of what some steps showed after a burn-in, and its standard deviation, which tells how sure it is.
+
+    For optimisers that wander about the posterior, such as `pixfit.optim.Langevin`; the defaults are of Cheng et al.
+    (CVPR 2019), with 20,000 steps. Before the burn-in ends the answer is what the last step showed.
+
+    Args:
+        burn_in: first steps, which do not count.
+        every: steps between two that count.
+    """
+
+    burn_in: int = 7000
+    every: int = 50
+
+    def __post_init__(self) -> None:
+        if not (is_whole(self.burn_in) and self.burn_in >= 0):
+            raise ValueError(f"estimate.burn_in is {self.burn_in!r}; it must be a whole number, 0 or more steps")
+        if not (is_whole(self.every) and self.every >= 1):
+            raise ValueError(f"estimate.every is {self.every!r}; it must be a whole number, 1 or more steps")
+
+    def weight(self, step: int) -> float:
+        number, rest = divmod(step - self.burn_in, self.every)
+        return 1.0 if number < 0 else 0.0 if rest else 1 / (number + 1)
+
 
 ESTIMATES: dict[str, type[Estimate]] = {
     "Last": Last, "MovingAverage": MovingAverage, "BestHeldOut": BestHeldOut, "AveragedOutput": AveragedOutput,
+    "PosteriorMean": PosteriorMean,
 }  # fmt: skip
 
 
@@ -267,11 +308,12 @@ class Spec:
 
     def _check_prior(self) -> None:
         if not isinstance(self.model, PicturePrior):
-            if isinstance(self.estimate, AveragedOutput):
-                raise ValueError(
-                    "the estimate AveragedOutput needs the whole picture in every step, which a "
-                    f"{type(self.model).__name__} does not make; use MovingAverage, or a model such as Hourglass"
-                )
+            for name, value in (("estimate", self.estimate), ("stopping rule", self.stopping)):
+                if isinstance(value, Shown | WindowVariance | MovingVariance):
+                    raise ValueError(
+                        f"the {name} {type(value).__name__} needs the whole picture in every step, which a "
+                        f"{type(self.model).__name__} does not make; use MovingAverage, or a model such as Hourglass"
+                    )
             return
         if self.batches.pixels is not None:
             raise ValueError(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from pixfit.canonical import is_number, is_whole
 
 __all__ = [
-    "STOPPING", "Budget", "Epochs", "HeldOut", "Never", "Seconds", "Steps", "Stopping", "TargetPSNR", "discrepancy",
+    "STOPPING", "Budget", "Epochs", "HeldOut", "Judge", "MovingVariance", "Never", "Seconds", "Steps", "Stopping",
+    "TargetPSNR", "WindowVariance", "discrepancy",
 ]  # fmt: skip
 
 
@@ -112,4 +117,122 @@ def discrepancy(sigma: float, *, factor: float = 1.0, every: int = 10) -> Target
     return TargetPSNR(-10 * math.log10(factor * sigma**2), every)
 
 
-STOPPING: dict[str, type[Stopping]] = {"Never": Never, "TargetPSNR": TargetPSNR, "HeldOut": HeldOut}
+@dataclass(frozen=True)
+class WindowVariance(Stopping):
+    """Ends the fit when what the last steps showed varies less than ever, and then no less (Wang et al., TMLR 2023,
+    ES-WMV).
+
+    The variance is the mean over the last ``window`` steps of the mean squared distance to their mean. Its least value
+    marks the step whose estimate is the answer. For networks of whole pictures.
+
+    Args:
+        window: steps.
+        patience: steps without a new minimum after which the fit ends.
+        warmup: steps that do not count. Measured without one, the flat start of a fit is often taken for the minimum,
+            which costs up to 7 dB; published are a patience of 1000 and no warm-up.
+    """
+
+    window: int = 100
+    patience: int = 1000
+    warmup: int = 400
+
+    def __post_init__(self) -> None:
+        _check_wait(self.patience, self.warmup)
+        if not (is_whole(self.window) and self.window >= 2):
+            raise ValueError(f"stopping.window is {self.window!r}; it must be a whole number, 2 or more steps")
+
+    def judge(self, shown: Tensor) -> Judge:
+        """The working rule for outputs like ``shown`` (F, …)."""
+        return _WindowJudge(self.window, shown)
+
+
+@dataclass(frozen=True)
+class MovingVariance(Stopping):
+    """`WindowVariance` with exponential averages in place of a window, which need no memory of it (ES-EMV, ibidem).
+
+    With d the distance of what a step shows from the average before it, the average moves by ``rate`` · d, and the
+    variance becomes (1 − rate) · (variance + rate · mean d²).
+
+    Args:
+        rate: see above.
+        patience, warmup: as of `WindowVariance`.
+    """
+
+    rate: float = 0.1
+    patience: int = 1000
+    warmup: int = 400
+
+    def __post_init__(self) -> None:
+        _check_wait(self.patience, self.warmup)
+        if not (is_number(self.rate) and 0 < self.rate < 1):
+            raise ValueError(f"stopping.rate is {self.rate!r}; it must be above 0 and under 1")
+
+    def judge(self, shown: Tensor) -> Judge:
+        """The working rule for outputs like ``shown`` (F, …)."""
+        return _MovingJudge(self.rate, shown)
+
+
+class Judge:
+    """A rule at work that sees what every step shows. ``state`` is all of it, tensors with a row a fit."""
+
+    def __init__(self, **state: Tensor) -> None:
+        self.state = state
+
+    def see(self, shown: Tensor, step: int) -> Tensor:
+        """Takes what the step, counted from 0, shows (F, …); returns (F,), the variance, or inf where it has not seen
+        enough."""
+        raise NotImplementedError
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in self.state.items():
+            value.copy_(state[name])
+
+
+class _WindowJudge(Judge):
+    def __init__(self, window: int, shown: Tensor) -> None:
+        flat = shown.flatten(1)
+        self._window = window
+        super().__init__(
+            frames=flat.new_zeros(len(flat), window, flat.shape[1]),
+            # In double precision: the variance is a small difference of large sums.
+            sums=torch.zeros_like(flat, dtype=torch.float64),
+            squares=flat.new_zeros(len(flat), dtype=torch.float64),
+        )
+
+    def see(self, shown: Tensor, step: int) -> Tensor:
+        frames, sums, squares = self.state["frames"], self.state["sums"], self.state["squares"]
+        new, old = shown.flatten(1), frames[:, step % self._window]
+        sums += new.double() - old.double()
+        squares += new.double().square().mean(dim=1) - old.double().square().mean(dim=1)
+        old.copy_(new)
+        if step + 1 < self._window:
+            return torch.full_like(squares, math.inf)
+        return squares / self._window - (sums / self._window).square().mean(dim=1)
+
+
+class _MovingJudge(Judge):
+    def __init__(self, rate: float, shown: Tensor) -> None:
+        self._rate = rate
+        flat = shown.flatten(1)
+        super().__init__(mean=torch.zeros_like(flat), variance=flat.new_zeros(len(flat)))
+
+    def see(self, shown: Tensor, step: int) -> Tensor:
+        mean, variance = self.state["mean"], self.state["variance"]
+        away = shown.flatten(1) - mean
+        rate = self._rate if step else 1.0
+        mean.add_(away, alpha=rate)
+        variance.add_(away.square().mean(dim=1), alpha=rate).mul_(1 - rate)
+        return variance.double() if step else torch.full_like(variance, math.inf, dtype=torch.float64)
+
+
+def _check_wait(patience: int, warmup: int) -> None:
+    if not (is_whole(patience) and patience >= 1):
+        raise ValueError(f"stopping.patience is {patience!r}; it must be a whole number, 1 or more steps")
+    if not (is_whole(warmup) and warmup >= 0):
+        raise ValueError(f"stopping.warmup is {warmup!r}; it must be a whole number, 0 or more steps")
+
+
+STOPPING: dict[str, type[Stopping]] = {
+    "Never": Never, "TargetPSNR": TargetPSNR, "HeldOut": HeldOut, "WindowVariance": WindowVariance,
+    "MovingVariance": MovingVariance,
+}  # fmt: skip

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pixfit import canonical, files, modelfile
 from pixfit.result import Result, Status
-from pixfit.spec import AveragedOutput, Spec
+from pixfit.spec import Shown, Spec
 
 __all__ = ["Entry", "Flight", "Row", "Store", "StoreError", "Trash"]
 
@@ -107,7 +107,7 @@ class Store:
         if weights:
             tensors |= {_WEIGHT + key: value for key, value in result.weights.items()}
             tensors |= {f"{_KEPT}{step}/{key}": t for step, named in result.kept.items() for key, t in named.items()}
-            if isinstance(result.spec.estimate, AveragedOutput) and result.estimate is not None:
+            if isinstance(result.spec.estimate, Shown) and result.estimate is not None:
                 tensors[_PICTURE] = result.estimate
         file = f"fits/{result.id}.safetensors" if tensors and result.weights else None
         if file is not None and self._may_replace(result):
