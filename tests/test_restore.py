@@ -21,13 +21,14 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import pixfit as pf
-from pixfit import classical, images, metrics, pieces, restore, run
+from pixfit import classical, engine, images, metrics, pieces, restore, run, tasks
 from pixfit.cli import app
 from pixfit.images import Image
 from pixfit.models import Hourglass
 from pixfit.operators import Blur, Identity, LanczosDownsample, gaussian_kernel, masks
 from pixfit.pieces import Canvas, Piece
 from pixfit.problem import View, stream
+from pixfit.restore import fits, pictures
 from pixfit.stopping import HeldOut
 from tests.conftest import picture
 
@@ -88,6 +89,44 @@ def test_it_is_nearer_to_the_truth_than_what_was_given(task: str) -> None:
     assert scores["psnr_oracle"] is not None
     assert scores["psnr_last"] is not None
     assert scores["psnr_oracle"] >= scores["psnr_last"] - 1e-3
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint", "deblur"])
+def test_a_fit_that_is_no_use_does_no_harm(task: str) -> None:
+    """Held-out pixels give a fit that was hardly begun no weight, so that the classical estimate is the answer."""
+    image = clean()
+    done = restored(task, image, steps=5, truth=image)
+    scores = done.scores(image)
+    assert done.weight < 0.1
+    assert scores["psnr"] > scores["psnr_degraded"] + 3  # type: ignore[operator]
+    assert scores["psnr"] > metrics.psnr(done.control, image.data) - 0.1  # type: ignore[operator]
+    assert metrics.psnr(done.fitted, image.data) < scores["psnr"] - 3  # type: ignore[operator]
+
+
+def test_total_variation_undoes_a_blur_with_noise() -> None:
+    """Its strength is chosen by held-out pixels: more where there is noise."""
+    image, kernel = clean(), gaussian_kernel(1.2)
+    found = {}
+    for sigma in (0.0, 0.03):
+        blurred = pf.GaussianNoise(sigma)(Blur(kernel).forward(image.data), stream(0, "noise")).clamp(0, 1)
+        whole = Piece(slice(None), slice(None), Blur(kernel), (3, 24, 27), blurred)
+        whole = dataclasses.replace(whole, held_out=pictures._held_out(tasks.deblurring(kernel), blurred, None, 0))
+        found[sigma] = metrics.psnr(tasks.deblurring(kernel).estimate(whole, None), image.data)
+        every = {s: classical.total_variation(whole.view, s) for s in tasks._STRENGTHS}
+        errors = {s: whole.held_out_error(picture) for s, picture in every.items()}
+        best = min(errors, key=lambda one: errors[one])
+        assert best == min(every) if sigma == 0 else best > min(every)
+        blind = tasks.deblurring(kernel).estimate(whole, every[best])
+        assert torch.equal(blind, every[best])  # the one that does not know the held-out pixels
+        assert found[sigma] > metrics.psnr(blurred, image.data) + (2 if sigma == 0 else 0.3)
+
+
+@pytest.mark.slow
+def test_a_fit_mends_what_is_missing_better_than_biharmonic_inpainting() -> None:
+    image = clean()
+    done = restored("inpaint", image, steps=400, truth=image)
+    assert done.weight > 0.1
+    assert done.scores(image)["psnr"] > metrics.psnr(done.control, image.data) + 0.3  # type: ignore[operator]
 
 
 @pytest.mark.slow
@@ -214,7 +253,7 @@ def test_what_is_refused(call: Callable[[Image], object], message: str) -> None:
 
 def test_the_answer_is_the_picture_of_the_best_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """With learning so fast that the fit goes astray at once."""
-    monkeypatch.setattr(restore, "Adam", lambda lr: pf.optim.Adam(lr=10 * lr))
+    monkeypatch.setattr(tasks, "Adam", lambda lr: pf.optim.Adam(lr=10 * lr))
     image = noisy(clean(), 0.15)
     done = restore.denoise(image, blend=False, steps=80)
     (curve,) = done.curves
@@ -270,10 +309,8 @@ def test_pieces_put_a_picture_together_again(height: int, width: int, side: int,
     torch.testing.assert_close(canvas.picture(), answer, rtol=0, atol=1e-5)
 
 
-def test_large_pictures_are_restored_in_pieces_without_seams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "_WHOLE", 20)
-    monkeypatch.setattr(restore, "_PIECE", 18)
-    monkeypatch.setattr(restore, "_OVERLAP", 6)
+@pytest.mark.usefixtures("four_pieces")
+def test_large_pictures_are_restored_in_pieces_without_seams() -> None:
     image = clean()
     done = restore.denoise(noisy(image), steps=20, truth=image)
     assert len(done.curves) == 4
@@ -286,6 +323,81 @@ def test_large_pictures_are_restored_in_pieces_without_seams(monkeypatch: pytest
     large = restore.upscale(Image(image.data[:, ::2, ::2].clone()), 2, steps=2)
     assert len(large.curves) == 4
     assert large.image.data.shape == (3, 24, 28)
+
+
+@pytest.fixture
+def four_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small test picture is large enough to be cut."""
+    monkeypatch.setattr(pictures, "_WHOLE", 20)
+    monkeypatch.setattr(pictures, "_PIECE", 18)
+    monkeypatch.setattr(pictures, "_OVERLAP", 6)
+
+
+@pytest.mark.usefixtures("four_pieces")
+def test_what_a_large_picture_takes_is_told_before_it_begins() -> None:
+    seen: list[restore.Progress] = []
+    restore.denoise(noisy(clean()), steps=12, on_progress=seen.append)
+    first = seen[0]
+    assert (first.fit, first.fits, first.step, first.steps, first.fraction) == (1, 4, 0, 12, 0.0)
+    assert first.seconds < seen[1].seconds
+    assert torch.equal(first.picture(), noisy(clean()).data)
+    assert first.ahead is not None
+    assert first.ahead > 0
+    assert seen[-1].ahead == 0.0
+    assert seen[-1].fraction == 1.0
+    assert all(at.ahead is not None for at in seen)
+
+
+@pytest.mark.usefixtures("four_pieces")
+def test_with_a_store_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(at: restore.Progress) -> None:
+        if at.fit == 3:
+            raise Killed
+
+    made: list[int] = []
+    real = engine.fit
+
+    def counted(*jobs: Any, **options: Any) -> Any:
+        made.append(1)
+        return real(*jobs, **options)
+
+    image, store = noisy(clean()), pf.Store(tmp_path)
+    whole = restore.denoise(image, steps=6)
+    with pytest.raises(Killed):
+        restore.denoise(image, steps=6, store=store, on_progress=kill)
+    monkeypatch.setattr(fits.engine, "fit", counted)
+    done = restore.denoise(image, steps=6, store=store)
+    assert len(made) == 2
+    assert torch.equal(done.image.data, whole.image.data)
+    assert [row["recipe"] for row in store.rows()] == ["restore denoise"] * 4
+    again = restore.denoise(image, steps=6, store=store)
+    assert len(made) == 2
+    assert torch.equal(again.image.data, whole.image.data)
+    assert (again.stop_step, again.steps, again.stop_rule) == (whole.stop_step, whole.steps, whole.stop_rule)
+    for ours, theirs in zip(again.curves, whole.curves, strict=True):
+        assert torch.equal(ours["step"], theirs["step"])
+        torch.testing.assert_close(ours["held_out"], theirs["held_out"])
+    # Another seed, picture, limit or task is another fit; with a truth all are made anew.
+    restore.denoise(image, steps=6, store=store, seed=1)
+    restore.denoise(clean(), steps=6, store=store)
+    restore.denoise(image, steps=5, store=store)
+    restore.denoise(image, steps=6, store=store, truth=clean())
+    assert len(made) == 2 + 4 * 4
+    restore.inpaint(image, known(image), steps=6, store=store)
+    before = len(made)
+    restore.inpaint(image, known(image).flip(0), steps=6, store=store)
+    assert len(made) == before + 4
+    assert len({row["id"] for row in store.rows()}) == len(store.rows()) == 4 * 6
+
+
+def test_a_store_that_cannot_be_written_does_not_end_a_restoration(tmp_path: Path) -> None:
+    (tmp_path / "fits").write_text("not a folder")
+    with pytest.warns(UserWarning, match="could not be kept"):
+        done = restore.denoise(noisy(clean()), steps=3, store=pf.Store(tmp_path))
+    assert torch.equal(done.image.data, restore.denoise(noisy(clean()), steps=3).image.data)
 
 
 # --- classical estimates
@@ -311,6 +423,9 @@ def test_total_variation_finds_the_least_of_its_functional() -> None:
         value(x).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     assert float(value(found)) <= float(value(x.detach())) * 1.001
+    # The default number of steps is enough, also where the functional hardly asks for smoothness.
+    soon = classical.total_variation(view, 0.01)
+    assert float(value(soon)) <= float(value(found)) * 1.01
     same = classical.total_variation(View(image, Identity(), (3, 16, 16)), 1e-7)
     torch.testing.assert_close(same, image, rtol=0, atol=1e-3)
 
@@ -451,6 +566,20 @@ def test_interrupting_writes_the_best_so_far(elsewhere: Path) -> None:
     assert "out.png is the best so far" in errors
     assert images.load("now.png").data.shape == clean().data.shape
     assert metrics.psnr(images.load("out.png").data, clean().data) > said["psnr_degraded"] + 2
+
+
+def test_the_cost_is_told_and_fits_are_kept(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pixfit.cli import restoring
+
+    monkeypatch.setattr(restoring, "_LONG", -1.0)
+    arguments = ("denoise", "noisy.png", "--steps", "12", "--store", "kept", "-o")
+    first = pixfit(*arguments, "a.png")
+    assert "1 fit of up to 12 steps: at most about" in first.stderr
+    second = pixfit(*arguments, "b.png")
+    assert "steps: at most" not in second.stderr
+    assert (elsewhere / "a.png").read_bytes() == (elsewhere / "b.png").read_bytes()
+    assert len(pf.Store("kept").rows()) == 1
+    assert not (elsewhere / "pixfit-runs").exists()
 
 
 # --- the benchmark

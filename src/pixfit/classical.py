@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from pixfit import starts
 from pixfit.problem import View
 
-__all__ = ["biharmonic", "enlarged", "noise_level", "nonlocal_means", "total_variation"]
+__all__ = ["biharmonic", "enlarged", "median", "noise_level", "nonlocal_means", "total_variation", "wavelets"]
 
 _FEWEST = 25  # known pixels that bi-harmonic inpainting needs
 
@@ -32,6 +33,30 @@ def nonlocal_means(noisy: Tensor, sigma: float) -> Tensor:
     return _tensor(found.reshape(*noisy.shape[1:], -1))  # scikit-image drops sides of one pixel
 
 
+def wavelets(noisy: Tensor, sigma: float) -> Tensor:
+    """Soft thresholds for wavelets, chosen a band (BayesShrink, Chang et al., IEEE TIP 2000), of (C, H, W).
+
+    A picture of three channels is denoised as luma and two differences of colour.
+    """
+    from skimage.restoration import denoise_wavelet
+
+    if sigma <= 0 or min(noisy.shape[1:]) < 4:
+        return noisy.clone()
+    colour = len(noisy) == 3
+    found = denoise_wavelet(
+        noisy.movedim(0, -1).double().numpy(), sigma=sigma, method="BayesShrink", mode="soft", channel_axis=-1,
+        convert2ycbcr=colour, rescale_sigma=True,
+    )  # fmt: skip
+    return _tensor(found).clamp(0, 1)
+
+
+def median(noisy: Tensor) -> Tensor:
+    """The median of the 3 × 3 pixels around each, a channel at a time, of (C, H, W); the border is mirrored."""
+    from scipy.ndimage import median_filter
+
+    return torch.from_numpy(median_filter(noisy.numpy(), size=(1, 3, 3), mode="reflect"))
+
+
 def total_variation(view: View, strength: float, steps: int = 200) -> Tensor:
     """The picture (C, H, W) of least ½‖A x − y‖² + strength · TV(x), isotropic, a channel at a time.
 
@@ -48,14 +73,17 @@ def total_variation(view: View, strength: float, steps: int = 200) -> Tensor:
             raise ValueError("the operator takes every picture to zero; nothing can be restored")
         x = x / norm
     pace = 0.95 / math.sqrt(norm + 8.0)  # 8 is the squared norm of differences in two directions
+    # What is measured and the slopes are small where the strength is: their steps are, and the picture's are not.
+    small = min(1.0, 3 * math.sqrt(strength))
+    slow, fast = pace * small, pace / small
     x = operator.adjoint(y * use, view.shape) / norm
     ahead, measured, slopes = x, torch.zeros_like(y), torch.zeros(2, *view.shape)
     for _ in range(steps):
-        measured = use * (measured + pace * (operator.forward(ahead) - y)) / (1 + pace)
-        slopes = slopes + pace * _differences(ahead)
+        measured = use * (measured + slow * (operator.forward(ahead) - y)) / (1 + slow)
+        slopes = slopes + slow * _differences(ahead)
         slopes = slopes / (slopes.norm(dim=0, keepdim=True) / strength).clamp(min=1.0)
         before = x
-        x = x - pace * (operator.adjoint(measured, view.shape) + _differences_adjoint(slopes))
+        x = x - fast * (operator.adjoint(measured, view.shape) + _differences_adjoint(slopes))
         ahead = 2 * x - before
     return x.clamp(0, 1)
 
@@ -103,12 +131,13 @@ def noise_level(picture: Tensor) -> float:
     return sum(levels) / len(levels)
 
 
-def enlarged(picture: Tensor, factor: int) -> Tensor:
-    """(C, H, W) resized by Pillow's Lanczos filter."""
+def enlarged(picture: Tensor, factor: int, method: Literal["lanczos", "bicubic"] = "lanczos") -> Tensor:
+    """(C, H, W) made larger by one of Pillow's filters."""
     from PIL import Image as PillowImage
 
     size = (picture.shape[2] * factor, picture.shape[1] * factor)
-    planes = [PillowImage.fromarray(plane).resize(size, PillowImage.Resampling.LANCZOS) for plane in picture.numpy()]
+    chosen = {"lanczos": PillowImage.Resampling.LANCZOS, "bicubic": PillowImage.Resampling.BICUBIC}[method]
+    planes = [PillowImage.fromarray(plane).resize(size, chosen) for plane in picture.numpy()]
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).clamp(0, 1)
 
 

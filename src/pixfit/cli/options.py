@@ -7,15 +7,15 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
 __all__ = [
-    "MAX_PIXELS", "STORE", "Alpha", "Device", "Json", "MaxPixels", "Quiet", "Seed", "StoreDir", "bar", "command",
-    "emit", "fail", "numbers", "say", "settings_of",
+    "MAX_PIXELS", "STORE", "Alpha", "Device", "Json", "MaxPixels", "Quiet", "Seed", "StoreDir", "bar",
+    "check_model_file", "command", "emit", "fail", "numbers", "picture_of", "say", "say_kernel", "settings_of", "sides",
 ]  # fmt: skip
 
 _P = ParamSpec("_P")
@@ -71,6 +71,29 @@ def say(quiet: bool, *notes: str) -> None:
         print(note, file=sys.stderr)
 
 
+def say_kernel(quiet: bool) -> None:
+    """Nobody should wait several times longer than need be without a word."""
+    from pixfit.kernels import library
+
+    if not library.isas():
+        say(quiet, f"torch makes the steps, several times slower than compiled kernels would: {library.why()}")
+
+
+def check_model_file(output: Path | None) -> None:
+    """Fails now where a model file could not be written under this name after the work."""
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir():
+        fail(f"-o {output}: {'this is a folder' if output.is_dir() else 'its folder does not exist'}; give a file name")
+    if output.suffix != ".safetensors":
+        fail(f"-o {output}: a model file ends in .safetensors; `pixfit render` makes pictures of it")
+
+
+def picture_of(text: str, names: Sequence[str]) -> int | str:
+    """How a picture of a memory was asked for: by its name, or else by its number."""
+    return int(text) if text.isdecimal() and text not in names else text
+
+
 def emit(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
 
@@ -108,6 +131,16 @@ def settings_of(pairs: list[str]) -> dict[str, str]:
             fail(f"-s takes KEY=VALUE, such as -s model.hidden_features=128; got {pair!r}")
         settings[key.strip()] = value.strip()
     return settings
+
+
+def sides(text: str | None) -> tuple[int, int] | None:
+    """What ``--size WxH`` means: width and height."""
+    pair = numbers(text, "x", 2, "--size", "WxH, such as 1920x1080")
+    if pair is None:
+        return None
+    if any(side != int(side) for side in pair):
+        fail(f"--size takes whole numbers, got {text!r}")
+    return int(pair[0]), int(pair[1])
 
 
 def numbers(text: str | None, separator: str, count: int, option: str, form: str) -> tuple[float, ...] | None:

@@ -14,12 +14,12 @@ from pixfit.cli.options import MAX_PIXELS, Device, Json, MaxPixels, Quiet, bar, 
 if TYPE_CHECKING:
     from pixfit.images import Image
     from pixfit.restore import Progress, Restored
+    from pixfit.store import Store
 
 __all__ = ["deblur", "denoise", "inpaint", "upscale"]
 
 _PREVIEW_EVERY = 3.0  # seconds
 _LONG = 60.0  # seconds of work that are announced
-_PACED = 10  # steps after which the pace of a fit is known
 
 _Picture = Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to restore.")]
 _Output = Annotated[
@@ -37,6 +37,15 @@ _Updates = Annotated[
 ]
 _NoBlend = Annotated[bool, typer.Option("--no-blend", help="The network's picture alone, without a classical part.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of the networks and the held-out pixels.")]
+_Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        help="Folder that keeps finished fits: the same command goes on where an interrupted one ended.",
+        show_default="nothing is kept",
+    ),
+]
 
 
 @command
@@ -53,6 +62,7 @@ def denoise(
     truth: _Truth = None,
     preview: _Preview = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    store: _Store = None,
     device: Device = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
@@ -72,7 +82,7 @@ def denoise(
     def work(**options: Any) -> Restored:
         return restore.denoise(image, sigma=None if sigma is None else sigma / 255, blend=not no_blend, **options)
 
-    options = {"runs": runs, "steps": steps, "seed": seed, "device": device}
+    options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
 
 
@@ -90,6 +100,7 @@ def inpaint(
     truth: _Truth = None,
     preview: _Preview = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    store: _Store = None,
     device: Device = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
@@ -110,7 +121,7 @@ def inpaint(
     def work(**options: Any) -> Restored:
         return restore.inpaint(image, known, blend=not no_blend, **options)
 
-    options = {"runs": runs, "steps": steps, "seed": seed, "device": device}
+    options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
 
 
@@ -124,6 +135,7 @@ def upscale(
     truth: _Truth = None,
     preview: _Preview = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    store: _Store = None,
     device: Device = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
@@ -142,7 +154,7 @@ def upscale(
     def work(**options: Any) -> Restored:
         return restore.upscale(image, factor, **options)
 
-    options = {"runs": runs, "steps": steps, "seed": seed, "device": device}
+    options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
 
 
@@ -156,11 +168,13 @@ def deblur(
     sigma_blur: Annotated[
         float | None, typer.Option(help="Or: a Gaussian blur of so many pixels of standard deviation.")
     ] = None,
+    no_blend: _NoBlend = False,
     runs: _Runs = 1,
     steps: _Updates = None,
     truth: _Truth = None,
     preview: _Preview = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    store: _Store = None,
     device: Device = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
@@ -183,9 +197,9 @@ def deblur(
     image = _load(picture, output, max_pixels, quiet)
 
     def work(**options: Any) -> Restored:
-        return restore.deblur(image, blur, **options)
+        return restore.deblur(image, blur, blend=not no_blend, **options)
 
-    options = {"runs": runs, "steps": steps, "seed": seed, "device": device}
+    options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
 
 
@@ -198,6 +212,12 @@ def _load(picture: str, output: Path, max_pixels: int, quiet: bool, *, keep_alph
     images.check_writable(output, width=image.width, height=image.height)
     say(quiet, *(f"{picture}: {note}" for note in image.notes))
     return image
+
+
+def _kept(folder: Path | None) -> Store | None:
+    from pixfit.store import Store
+
+    return None if folder is None else Store(folder)
 
 
 def _load_mask(path: Path, image: Image, max_pixels: int, quiet: bool) -> Any:
@@ -258,21 +278,17 @@ def _teller(show: Callable[[float, str], None], preview: Path | None, quiet: boo
     """What is told of the progress: the bar, the preview, and once what is ahead."""
     from pixfit import images
 
-    written, first, announced = 0.0, None, quiet
+    written, announced = 0.0, False
 
     def tell(at: Progress) -> None:
-        nonlocal written, first, announced
-        first = at if first is None else first
-        made = at.step - first.step
-        if not announced and made >= _PACED:
+        nonlocal written, announced
+        if not announced and at.ahead is not None:
             announced = True
-            most = (at.seconds - first.seconds) / made * at.steps * at.fits
-            if most > _LONG:
-                fits = "1 fit" if at.fits == 1 else f"{at.fits} fits"
+            if at.ahead > _LONG:
                 say(
                     quiet,
-                    f"{fits} of up to {at.steps} steps: at most about {_duration(most)}, often half of that; "
-                    "--steps lowers it, Ctrl-C keeps the best so far",
+                    f"{at.fits} {'fit' if at.fits == 1 else 'fits'} of up to {at.steps} steps: at most about "
+                    f"{_duration(at.ahead)}; --steps lowers it, Ctrl-C keeps the best so far",
                 )
         score = "" if at.score is None else f", held out {at.score:.2f} dB (best {at.best:.2f})"
         fit = "" if at.fits == 1 else f"fit {at.fit} of {at.fits}, "

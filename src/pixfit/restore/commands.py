@@ -1,0 +1,141 @@
+"""The four restorations: what each takes and checks, and which task and classical estimate it comes down to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from pixfit import classical, tasks
+from pixfit.canonical import is_number, is_whole
+from pixfit.images import Image
+from pixfit.restore.pictures import restored
+from pixfit.restore.restored import LARGEST_FACTOR, Options, Restored, colours_and_alpha
+
+__all__ = ["deblur", "denoise", "inpaint", "upscale"]
+
+
+def denoise(
+    image: Image,
+    *,
+    sigma: float | None = None,
+    blend: bool = True,
+    **options: Unpack[Options],
+) -> Restored:
+    """Removes noise that differs from pixel to pixel. Noise that neighbours share, as in JPEG files and resized
+    photographs, is taken for structure.
+
+    The answer is blended with non-local means (Buades et al., CVPR 2005), by the weight that predicts the held-out
+    pixels best. Ctrl-C ends the fit and gives the best so far; a second one ends the program.
+
+    Args:
+        image: the noisy picture. Alpha is kept as it is.
+        sigma: standard deviation of the noise in units of the range [0, 1]; by default it is estimated from the finest
+            wavelets (Donoho and Johnstone, 1994). Only non-local means needs it.
+        blend: whether to blend.
+        options: see `Options`. Steps are by default 1500, and more above 96 pixels a side; the stopping rule usually
+            ends the fit sooner.
+
+    Raises:
+        ValueError: settings out of bounds, or a truth of another size.
+    """
+    if sigma is not None and not (is_number(sigma) and 0 <= sigma <= 1):
+        raise ValueError(f"sigma is {sigma!r}; it must be 0 to 1, in units of the picture's range [0, 1]")
+    colours, alpha = colours_and_alpha(image)
+    level = classical.noise_level(colours) if sigma is None else float(sigma)
+    task = replace(tasks.denoising(level), blend=blend)
+    return replace(restored(task, colours, **options).named(image, alpha), sigma=level)
+
+
+def inpaint(
+    image: Image,
+    mask: Tensor | None = None,
+    *,
+    blend: bool = True,
+    **options: Unpack[Options],
+) -> Restored:
+    """Fills missing pixels; known ones are kept exactly. They are taken to be without noise.
+
+    The answer is blended with bi-harmonic inpainting by the weight that predicts the held-out pixels best.
+
+    Args:
+        image: the picture; what stands at missing pixels does not matter.
+        mask: bool (H, W), True (white) where a pixel is known. By default the alpha channel of the picture: pixels that
+            are fully opaque are known.
+        blend: whether to blend.
+        options: see `Options`. Steps are by default 2000, and more above 128 pixels a side: the fit of exact pixels
+            gets better to the last one.
+
+    Raises:
+        ValueError: no mask, one of another size, or one that knows nothing or everything.
+    """
+    colours, alpha = colours_and_alpha(image)
+    if mask is None:
+        if alpha is None:
+            raise ValueError("the picture has no alpha channel that tells what is missing; give a mask")
+        known = alpha == 1.0
+    else:
+        known = torch.as_tensor(mask).bool().cpu()[None]
+    if known.shape != (1, image.height, image.width):
+        size = "×".join(str(side) for side in reversed(known.shape[1:]))
+        raise ValueError(f"the mask is {size}, the picture {image.width}×{image.height}; both must have one size")
+    if not bool(known.any()) or bool(known.all()):
+        which = "every" if bool(known.all()) else "no"
+        raise ValueError(f"the mask marks {which} pixel as known (white); black marks what is to be filled")
+
+    task = replace(tasks.inpainting(), blend=blend)
+    return restored(task, torch.where(known, colours, 0.0), known, **options).named(image, None)
+
+
+def upscale(
+    image: Image,
+    factor: int,
+    **options: Unpack[Options],
+) -> Restored:
+    """Makes a picture ``factor`` times larger: one that, made smaller by Lanczos' filter (3 lobes), is the given one.
+
+    Args:
+        image: the small picture, without noise. Alpha is enlarged by Lanczos' filter.
+        factor: 2 to 8.
+        options: see `Options`. Steps are by default 1500, all of which are made: there is no noise to fit. Of a truth
+            the rows and columns beyond ``factor`` times the small picture are cut off.
+
+    The answer's ``control`` is a total-variation fit with the same filter.
+
+    Raises:
+        ValueError: a factor out of bounds.
+    """
+    if not (is_whole(factor) and 2 <= factor <= LARGEST_FACTOR):
+        raise ValueError(f"factor is {factor!r}; it must be a whole number from 2 to {LARGEST_FACTOR}")
+    colours, alpha = colours_and_alpha(image)
+    done = restored(tasks.upscaling(factor), colours, **options)
+    return done.named(image, None if alpha is None else classical.enlarged(alpha, factor))
+
+
+def deblur(
+    image: Image,
+    kernel: Tensor,
+    *,
+    blend: bool = True,
+    **options: Unpack[Options],
+) -> Restored:
+    """Undoes a blur whose kernel is known.
+
+    The answer is blended with a total-variation fit by the weight that predicts the held-out pixels best; they choose
+    the strength of total variation, too.
+
+    Args:
+        image: the blurred picture. Alpha is kept as it is.
+        kernel: (Kh, Kw); `pixfit.operators.read_kernel` reads one from a file, `gaussian_kernel` makes one.
+        blend: whether to blend.
+        options: see `Options`. Steps are by default at most 2000, and more above 96 pixels a side.
+
+    Raises:
+        ValueError: a kernel that is none, or that reaches further than the picture goes.
+    """
+    task = replace(tasks.deblurring(kernel), blend=blend)
+    colours, alpha = colours_and_alpha(image)
+    task.operator.output_shape((colours.shape[0], image.height, image.width))
+    return restored(task, colours, **options).named(image, alpha)

@@ -1,0 +1,176 @@
+"""What restores which damage: the fit's settings, the classical estimate beside it, and how the two are weighed.
+
+`pixfit.restore` and the study of restoration both take their fits and their answers from here. What the settings were
+chosen on stands in docs/log.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pixfit import classical
+from pixfit.models import Hourglass
+from pixfit.operators import Blur, Identity, LanczosDownsample, Operator
+from pixfit.optim import Adam
+from pixfit.pieces import Piece
+from pixfit.problem import Problem, Sealed, View
+from pixfit.spec import AveragedOutput, Spec
+from pixfit.stopping import HeldOut, Never, Steps, Stopping
+
+__all__ = [
+    "LOOK", "Estimate", "Task", "TaskName", "blend_weight", "blended", "deblurring", "denoising", "inpainting",
+    "upscaling",
+]  # fmt: skip
+
+TaskName = Literal["denoise", "inpaint", "upscale", "deblur"]
+
+Estimate = Callable[[Piece, Tensor | None], Tensor]
+"""A classical estimate (C, H, W) of a piece; with a fitted picture one that does not know the held-out pixels."""
+
+LOOK = 5
+"""Steps between two looks at the held-out pixels."""
+
+_DECAY = 0.99  # of the average of outputs
+_HELD_OUT = 0.04  # of the measured pixels
+_STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3)  # of total variation, tried on held-out pixels
+_GENTLE = 1e-3  # strength of total variation where there is no noise
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """How one kind of damage is undone by default.
+
+    Args:
+        name: of the command.
+        operator: how the sought picture becomes what was measured; that some pixels are missing is said elsewhere.
+        estimate: the classical estimate.
+        stopping: what ends a fit before its last step.
+        blend: whether the answer is a blend of both.
+        channels: of the hourglass, on each of its levels.
+        longest: steps of a fit at most, for pictures up to ``grows_from`` pixels a side; those of larger ones grow with
+            the side, where there is such a size.
+        held_out: fraction of the measured pixels that is kept out of the loss.
+        factor: pixels of the answer for one of the measurement, along a side.
+        reach: pixels along a side that one measured pixel depends on.
+    """
+
+    name: TaskName
+    operator: Operator
+    estimate: Estimate
+    stopping: Stopping
+    blend: bool = False
+    channels: int = 32
+    longest: int = 1500
+    grows_from: int | None = 96
+    held_out: float = _HELD_OUT
+    factor: int = 1
+    reach: int = 1
+
+    def steps(self, height: int, width: int) -> int:
+        """Steps at most, for a picture of that size."""
+        grown = 1.0 if self.grows_from is None else math.sqrt(height * width) / self.grows_from
+        return round(self.longest * max(1.0, grown))
+
+    def spec(self, problem: Problem | Sealed, *, steps: int | None = None, seed: int = 0) -> Spec:
+        """The fit of a problem that was damaged so; with ``steps`` it has so many at most."""
+        _, height, width = problem.shape
+        levels = len(Hourglass.small(height, width).channels)
+        looks = LOOK if isinstance(self.stopping, HeldOut) else None
+        return Spec(
+            problem, Hourglass(channels=(self.channels,) * levels), optimiser=Adam(lr=0.01),
+            budget=Steps(self.steps(height, width) if steps is None else steps), stopping=self.stopping,
+            estimate=AveragedOutput(_DECAY, every=looks), seed=seed,
+        )  # fmt: skip
+
+
+def denoising(sigma: float | None = None) -> Task:
+    """Of white noise of this standard deviation, in units of the range [0, 1]; only non-local means needs it.
+
+    None: it is estimated of each piece.
+    """
+
+    def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
+        noisy = piece.measurement
+        level = classical.noise_level(noisy) if sigma is None else sigma
+        if fitted is not None and piece.held_out is not None:
+            noisy = torch.where(piece.held_out, fitted, noisy)
+        return classical.nonlocal_means(noisy, level)
+
+    return Task("denoise", Identity(), estimate, HeldOut(150), blend=True)
+
+
+def inpainting() -> Task:
+    """Of missing pixels, the others being exact: the fit gets better to its last step."""
+
+    def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
+        seen = torch.ones(1, 1, 1, dtype=torch.bool) if piece.known is None else piece.known
+        if fitted is not None and piece.held_out is not None:
+            seen = seen & ~piece.held_out
+        return classical.biharmonic(piece.measurement, seen.expand(1, *piece.measurement.shape[1:]))
+
+    return Task("inpaint", Identity(), estimate, Never(), blend=True, channels=64, longest=2000, grows_from=128)
+
+
+def upscaling(factor: int) -> Task:
+    """Of a picture that was made smaller by Lanczos' filter (3 lobes), without noise."""
+
+    def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
+        return classical.total_variation(piece.view, _GENTLE)
+
+    operator = LanczosDownsample(factor, lobes=3)
+    return Task("upscale", operator, estimate, Never(), channels=64, grows_from=None, held_out=0.0, factor=factor)
+
+
+def deblurring(kernel: Tensor) -> Task:
+    """Of a blur by a known kernel. Held-out pixels choose the strength of total variation, too."""
+
+    def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
+        if piece.held_out is None:
+            return classical.total_variation(piece.view, _GENTLE)
+        found = {strength: classical.total_variation(piece.view, strength) for strength in _STRENGTHS}
+        strength = min(found, key=lambda one: piece.held_out_error(found[one]))
+        if fitted is not None:
+            return found[strength]
+        return classical.total_variation(replace(piece.view, use=piece.known, held_out=None), strength)
+
+    operator = Blur(kernel)
+    return Task(
+        "deblur", operator, estimate, HeldOut(300), blend=True, longest=2000, reach=max(operator.kernel.shape)
+    )  # fmt: skip
+
+
+def blend_weight(fitted: Tensor, blind: Tensor, view: View) -> float:
+    """Of the fit in a blend, in [0, 1]: that of the least squared error at the held-out samples; 1 without any.
+
+    Args:
+        fitted: (C, H, W), a picture that does not know the held-out samples.
+        blind: (C, H, W), a classical estimate that does not know them either.
+    """
+    if view.held_out is None:
+        return 1.0
+    wanted = view.held_out.expand_as(view.measurement)
+    first, second = (view.operator.forward(picture)[wanted].double() for picture in (fitted, blind))
+    apart, wrong = first - second, view.measurement[wanted].double() - second
+    size = float(apart.square().sum())
+    return 1.0 if size == 0 else min(1.0, max(0.0, float((apart * wrong).sum()) / size))
+
+
+def blended(task: Task, whole: Piece, fitted: Tensor, control: Tensor, blind: Tensor) -> tuple[Tensor, float]:
+    """The answer (C, H, W) in [0, 1], known pixels of a picture with holes kept, and the weight of the fit in it.
+
+    Args:
+        whole: what was measured of the picture.
+        fitted, blind: see `blend_weight`.
+        control: (C, H, W), the classical estimate that knows all that was measured.
+    """
+    weight = blend_weight(fitted, blind, whole.view) if task.blend else 1.0
+    answer = weight * fitted + (1 - weight) * control
+    if whole.known is not None:
+        answer = torch.where(whole.known, whole.measurement, answer)
+    return answer.clamp(0, 1), weight
