@@ -21,7 +21,7 @@ from pixfit.spec import Spec
 from pixfit.starts import Start
 from pixfit.store import Store
 from pixfit.studies import PrefitStudy
-from pixfit.workers import Pool, Tally
+from pixfit.workers import Forecast, Pool, Tally
 from tests.conftest import picture
 
 
@@ -37,6 +37,26 @@ def weights(store: Store, spec: Spec) -> torch.Tensor:
     found = store.get(spec)
     assert found is not None
     return torch.cat([value.flatten() for value in found.weights.values()])
+
+
+def test_a_forecast_learns_what_each_kind_takes() -> None:
+    """Two kinds of one size, of which one takes a hundred times as long; sizes of a kind count in proportion."""
+    problem = pf.Problem(picture(3, 16, 16))
+    quick = [Spec(problem, Siren(2, 16), budget=pf.Steps(steps), seed=seed) for seed, steps in enumerate((10, 10, 20))]
+    slow = [replace(spec, model=pf.models.Wire(2, 16)) for spec in quick]
+    forecast = Forecast([*quick, *slow])
+    assert forecast.fraction([], {}) == 0
+    forecast.learn(quick[0].id, 1.0)
+    forecast.learn(slow[0].id, 100.0)
+    assert forecast.fraction([quick[0].id, slow[0].id], {}) == pytest.approx(101 / 404)
+    assert forecast.fraction([quick[0].id, slow[0].id], {slow[2].id: 0.5}) == pytest.approx(201 / 404)
+    assert forecast.fraction([spec.id for spec in (*quick, *slow)], {}) == pytest.approx(1)
+
+
+def test_a_forecast_of_fits_in_seconds_counts_these() -> None:
+    problem = pf.Problem(picture(3, 16, 16))
+    short, long = (Spec(problem, Siren(2, 16), budget=pf.Seconds(seconds)) for seconds in (1.0, 3.0))
+    assert Forecast([short, long]).fraction([short.id], {}) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -8,6 +8,7 @@ minute since its last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -33,7 +34,7 @@ from pixfit.starts import Start
 from pixfit.stopping import Budget, Never
 from pixfit.store import Row, Store
 
-__all__ = ["Pool", "Tally", "estimate"]
+__all__ = ["Forecast", "Pool", "Tally", "estimate"]
 
 _ATTEMPTS = 3  # times that a task is given to a worker before its fits count as failed
 _POLITE = 30.0  # seconds that a worker has to save its checkpoint when asked to end
@@ -47,7 +48,8 @@ class Tally:
     Args:
         fits, done, failed: asked for, ended (failed ones too), and failed.
         current: of the fits under way, by id, the fraction in [0, 1].
-        fraction: of all the work, in [0, 1]: a fit counts as its steps times its parameters.
+        fraction: of all the work, in [0, 1], as `Forecast` sees it by now: it may go back where a fit of a new kind
+            turns out to be slow.
     """
 
     fits: int
@@ -55,6 +57,36 @@ class Tally:
     failed: int
     current: dict[str, float]
     fraction: float
+
+
+class Forecast:
+    """What fits take: at first a guess by their size, then what ended ones of their kind took.
+
+    Kinds differ in model and encoding, and in whether a compiled kernel may serve them; fits with a budget in seconds
+    are one more.
+
+    Args:
+        specs: all the fits.
+    """
+
+    def __init__(self, specs: Sequence[Spec]) -> None:
+        self._size = {spec.id: _size_of(spec) for spec in specs}
+        self._kind = {spec.id: _kind_of(spec) for spec in specs}
+        self._seen: dict[str, tuple[float, float]] = {}  # by kind, seconds and sizes of ended fits
+
+    def learn(self, identity: str, seconds: float) -> None:
+        """Takes the processor seconds of a fit that has ended."""
+        before = self._seen.get(self._kind[identity], (0.0, 0.0))
+        self._seen[self._kind[identity]] = (before[0] + seconds, before[1] + self._size[identity])
+
+    def fraction(self, ended: Collection[str], flights: Mapping[str, float]) -> float:
+        """Of all the work, in [0, 1], what the ended fits and parts of those under way are."""
+        rates = {kind: seconds / size for kind, (seconds, size) in self._seen.items()}
+        usual = sum(rates.values()) / len(rates) if rates else 1.0
+        work = {one: size * rates.get(self._kind[one], usual) for one, size in self._size.items()}
+        spent = sum(work[one] for one in ended) + sum(work[one] * part for one, part in flights.items())
+        total = sum(work.values())
+        return spent / total if total else 0.0
 
 
 @dataclass
@@ -116,8 +148,9 @@ class Pool:
             KeyboardInterrupt: Ctrl-C, or a polite kill, after the workers have saved where they are.
         """
         tasks = deque(self._tasks(specs))
-        work = {spec.id: _work_of(spec) for task in tasks for spec in task}
-        counts = {"fits": len(work), "done": 0, "failed": 0}
+        every = [spec for task in tasks for spec in task]
+        forecast = Forecast(every)
+        counts = {"fits": len(every), "done": 0, "failed": 0}
         ended: set[str] = set()
         flights: dict[str, float] = {}
         deaths: dict[str, int] = {}
@@ -127,6 +160,7 @@ class Pool:
             flights.pop(row[0], None)
             if Status(row[4]) is not Status.CANCELLED:
                 ended.add(row[0])
+                forecast.learn(row[0], json.loads(row[7]).get("process_seconds") or 0.0)
                 counts["done"] += 1
                 counts["failed"] += Status(row[4]) is Status.FAILED
 
@@ -153,8 +187,7 @@ class Pool:
                             self._fail(worker, content[0], file)
                         worker.task = None
                 if on_progress is not None:
-                    spent = sum(work[one] for one in ended) + sum(work[one] * part for one, part in flights.items())
-                    on_progress(Tally(**counts, current=dict(flights), fraction=spent / sum(work.values())))
+                    on_progress(Tally(**counts, current=dict(flights), fraction=forecast.fraction(ended, flights)))
         return Tally(**counts, current={}, fraction=1.0)
 
     def close(self) -> None:
@@ -314,9 +347,20 @@ def _work(pipe: Connection, folder: str, device: str, keep_all: bool) -> None:
 # ----------------------------------------------------------------------------------------------------------- estimates
 
 
-def _work_of(spec: Spec) -> float:
-    """The work of a fit, in some unit that is about the same for all fits of a study."""
-    return (_limit(spec) or 1) * _samples(spec) * spec.model.parameters_count(out_features=3)
+def _size_of(spec: Spec) -> float:
+    """The work of a fit, in some unit that is about the same for all fits of a kind."""
+    limit = _limit(spec)
+    if limit is None:
+        return spec.budget.seconds or 1.0
+    return max(1, limit) * _samples(spec) * spec.model.parameters_count(out_features=3)
+
+
+def _kind_of(spec: Spec) -> str:
+    if _limit(spec) is None:
+        return "seconds"
+    encoding = type(getattr(spec.model, "encoding", None)).__name__
+    compiled = spec.model.plan(spec.model.in_features, spec.problem.shape[0]) is not None
+    return f"{type(spec.model).__name__}/{encoding}/{compiled}"
 
 
 def _limit(spec: Spec) -> int | None:
