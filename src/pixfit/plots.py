@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Style", "bars", "captioned", "curve_bands", "curves", "error_map", "fields", "film", "fit_curve", "grouped_boxes",
-    "heat_maps", "intervals", "png", "side_by_side", "svg",
+    "heat_maps", "intervals", "pair_matrix", "png", "side_by_side", "svg",
 ]  # fmt: skip
 
 _INK, _ACCENT = "#30343b", "#3b6fb6"
 _POINTS = 500  # of a line over steps
+_NAMED = 60  # rows of a matrix that are still named
 
 
 def fit_curve(result: Any, *, seconds: bool = False) -> Figure:
@@ -291,30 +293,57 @@ def fields(rows: Sequence[Sequence[tuple[str, NDArray[np.floating]]]], *, title:
     return figure
 
 
-def captioned(picture: Tensor, caption: str) -> Tensor:
-    """The picture (C, H, W) as RGB with a line of text on a dark strip at its top, as wide as the picture allows."""
+def pair_matrix(values: NDArray[np.floating], names: Sequence[str], *, title: str, label: str) -> Figure:
+    """A number for each pair of things (N, N) as colours; NaN is left white. Up to 60 things are named."""
+    from matplotlib.figure import Figure
+
+    side = 3.0 + 0.09 * min(len(names), _NAMED)
+    figure = Figure(figsize=(side + 1.4, side), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(values, cmap="viridis", interpolation="nearest")
+    if len(names) <= _NAMED:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.set_title(title)
+    figure.colorbar(drawn, ax=axes, label=label, shrink=0.8)
+    return figure
+
+
+def captioned(picture: Tensor, caption: str, *, above: bool = False) -> Tensor:
+    """The picture (C, H, W) as RGB with a line of text on a dark strip, as wide as the picture allows.
+
+    The strip lies on the top of the picture, or stands ``above`` it and makes it taller. Alpha is left out.
+    """
     from PIL import Image as PillowImage
     from PIL import ImageDraw, ImageFont
 
-    colour = picture.expand(3, -1, -1) if picture.shape[0] == 1 else picture[:3]
+    colour = picture[:1].expand(3, -1, -1) if picture.shape[0] < 3 else picture[:3]
+    length = ImageFont.load_default(100).getlength(caption)
+    size = min(20.0, 100 * 0.96 * picture.shape[2] / length)
+    if above:
+        colour = torch.nn.functional.pad(colour, (0, 0, math.ceil(1.4 * size), 0))
     sheet = PillowImage.fromarray(_bytes(colour))
     draw = ImageDraw.Draw(sheet)
-    length = draw.textlength(caption, font=ImageFont.load_default(100))
-    size = min(20.0, 100 * 0.96 * sheet.width / length)
     draw.rectangle((0, 0, sheet.width, 1.4 * size), fill=(24, 26, 30))
     draw.text((0.02 * sheet.width, 0.1 * size), caption, fill=(255, 255, 255), font=ImageFont.load_default(size))
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).float() / 255
 
 
-def film(frames: Sequence[Tensor], *, per_second: float) -> bytes:
-    """Pictures (3, H, W) in [0, 1] of one size as an animated WebP file that plays for ever; the last one stays."""
+def film(
+    frames: Sequence[Tensor], *, per_second: float, kind: Literal["webp", "gif"] = "webp", lossless: bool = False
+) -> bytes:
+    """Pictures (3, H, W) in [0, 1] of one size as an animated file that plays for ever; the last one stays.
+
+    A WebP file may be ``lossless``. A GIF has 256 colours a frame, and shows frames that are equal as one.
+    """
     from PIL import Image as PillowImage
 
     pictures = [PillowImage.fromarray(_bytes(frame)) for frame in frames]
     duration = [round(1000 / per_second)] * (len(pictures) - 1) + [2000]
     buffer = io.BytesIO()
+    settings: dict[str, Any] = {"quality": 90, "lossless": lossless} if kind == "webp" else {}
     pictures[0].save(
-        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=duration, loop=0, quality=90
+        buffer, kind.upper(), save_all=True, append_images=pictures[1:], duration=duration, loop=0, **settings
     )  # fmt: skip
     return buffer.getvalue()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import pixfit
-from pixfit.cli import fitting, keeping, output, restoring, studying
+from pixfit.cli import fitting, keeping, memorizing, output, restoring, studying
 
 __all__ = ["app", "main"]
 
@@ -55,6 +55,9 @@ app.command()(fitting.demo)
 app.command()(fitting.fit)
 app.command()(output.render)
 app.command()(output.export)
+app.command()(memorizing.memorize)
+app.command()(memorizing.interpolate)
+app.command()(memorizing.neighbours)
 app.command()(studying.study)
 app.command(name="recipes")(keeping.show_recipes)
 app.command()(keeping.ls)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pixfit.cli.options import Device, Json, Quiet, bar, command, emit, fail, numbers
+from pixfit.cli.options import Device, Json, Quiet, bar, command, emit, fail, numbers, picture_of, sides
 
 __all__ = ["export", "render"]
 
@@ -23,6 +23,9 @@ def render(
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Part of the picture, in source pixels.")
     ] = None,
+    picture: Annotated[
+        str | None, typer.Option(metavar="NAME|NUMBER", help="Which picture, of a network that holds several.")
+    ] = None,
     bits: Annotated[int | None, typer.Option(help="8 or 16; by default those of the source.")] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -32,20 +35,23 @@ def render(
 
     Example:  pixfit render photo.safetensors -o large.png --scale 4
               pixfit render photo.safetensors -o detail.png --region 100,80,64,64 --size 1024x1024
+              pixfit render icons.safetensors -o apple.png --picture apple-48 --size 256x256
     """
     from pixfit import modelfile, run
     from pixfit import render as rendering
 
-    wh = numbers(size, "x", 2, "--size", "WxH, such as 1920x1080")
-    if wh is not None and any(side != int(side) for side in wh):
-        fail(f"--size takes whole numbers, got {size!r}")
     xywh = numbers(region, ",", 4, "--region", "X,Y,W,H in source pixels")
     if bits not in (None, 8, 16):
         fail(f"--bits is 8 or 16, got {bits}")
-    network = modelfile.load(model)
+    network, wanted = modelfile.load(model), sides(size)
+    if picture is not None:
+        network = network.one(picture_of(picture, network.names))
+    elif network.model.sizes and (wanted is not None or xywh is not None):
+        count = len(network.model.sizes)
+        fail(f"{model} holds {count} pictures; say which with --picture NAME, or give --scale for all")
     with bar(quiet, "rendering") as show:
         frame = rendering.write(
-            network, output, scale=scale, size=None if wh is None else (int(wh[0]), int(wh[1])),
+            network, output, scale=scale, size=wanted,
             region=None if xywh is None else (xywh[0], xywh[1], xywh[2], xywh[3]), bit_depth=bits,
             device=run.choose_device(device), progress=lambda fraction: show(fraction, ""),
         )  # fmt: skip
