@@ -145,6 +145,17 @@ def test_a_denoising_fit_stops_by_itself_near_its_best_step() -> None:
     assert scores["psnr"] > scores["psnr_degraded"] + 2  # type: ignore[operator]
 
 
+def test_noise_that_neighbours_share_is_told() -> None:
+    """A blur of the noise by 0.6 pixels brings a note; the same noise as it is brings none."""
+    clean = images.load("astronaut").data[:, 150:246, 60:156]
+    noise = 25 / 255 * torch.randn(clean.shape, generator=stream(0, "noise"))
+    blurred = Blur(gaussian_kernel(0.6)).forward(noise)
+    shared = blurred * noise.std() / blurred.std()
+    said = [restore.denoise(Image((clean + one).clamp(0, 1)), steps=1).notes for one in (noise, shared)]
+    assert not said[0]
+    assert "neighbouring pixels share their noise" in said[1][0]
+
+
 def test_known_pixels_are_never_touched() -> None:
     image, mask = clean(), known(clean())
     broken = Image(torch.where(mask, image.data, torch.zeros(())), bit_depth=16)

@@ -8,7 +8,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from pixfit import classical, tasks
+from pixfit import classical, noise_estimate, tasks
 from pixfit.canonical import is_number, is_whole
 from pixfit.images import Image
 from pixfit.restore.pictures import restored
@@ -25,7 +25,7 @@ def denoise(
     **options: Unpack[Options],
 ) -> Restored:
     """Removes noise that differs from pixel to pixel. Noise that neighbours share, as in JPEG files and resized
-    photographs, is taken for structure.
+    photographs, is taken for structure; where the picture shows it, the answer's ``notes`` say so.
 
     The answer is blended with non-local means (Buades et al., CVPR 2005), by the weight that predicts the held-out
     pixels best. Ctrl-C ends the fit and gives the best so far; a second one ends the program.
@@ -46,7 +46,8 @@ def denoise(
     colours, alpha = colours_and_alpha(image)
     level = classical.noise_level(colours) if sigma is None else float(sigma)
     task = replace(tasks.denoising(level), blend=blend)
-    return replace(restored(task, colours, **options).named(image, alpha), sigma=level)
+    done = restored(task, colours, **options).named(image, alpha)
+    return replace(done, sigma=level, notes=(*noise_estimate.warnings(colours), *done.notes))
 
 
 def inpaint(
