@@ -60,7 +60,7 @@ def instant(problem: Problem) -> Spec:
 
 
 def quality(problem: Problem) -> Spec:
-    """As instant, with a larger network and twenty times the steps: for those who can wait half a minute a megapixel."""
+    """As instant, with a larger network and twenty times the steps: half a minute a megapixel."""
     optimiser = Adam(lr=5e-3, betas=_BETAS, eps=_eps(problem, 1e-5), schedule=Linear(warmup=0.05))
     return _from_picture(problem, _grid_spec(problem, _grid(problem), optimiser, steps=2000, width=64))
 
