@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -105,6 +106,22 @@ def test_any_other_is_not(stub: Callable[..., Path], changes: dict[str, object],
     assert "make venv" in library.why()
     with pytest.raises(ValueError, match=reason):
         library.load(LAST)
+
+
+@pytest.mark.parametrize(
+    ("isa", "vendor", "fast"),
+    [
+        ("avx512bf16", ("AuthenticAMD",), True),
+        ("avx512bf16", ("GenuineIntel",), False),
+        ("avx512bf16", (), False),
+        ("avx512", ("AuthenticAMD",), False),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_faster(
+    isa: str, vendor: tuple[str, ...], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_listed", lambda wanted: vendor if wanted == "vendor_id" else ())
+    assert library.Library(isa, Path(), "", ctypes.CDLL(None)).fast_bfloat16 is fast
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

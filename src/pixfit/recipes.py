@@ -150,8 +150,8 @@ def _from_picture(problem: Problem, spec: Spec) -> Spec:
 def mlp(problem: Problem) -> Spec:
     """A network without a grid: Fourier features and a perceptron, trained by Muon on batches of pixels.
 
-    The precision is bfloat16, in the backward products alone where compiled kernels run, if the machine multiplies it
-    in hardware, else float32; the frequencies grow with the picture. Chosen by trial, see docs/log.md.
+    The precision is float32, or bfloat16 where the machine multiplies that faster, in the backward products alone where
+    compiled kernels run. The frequencies grow with the picture. Chosen by trial, see docs/log.md.
     """
     _, height, width = problem.shape
     model = Mlp(
@@ -169,10 +169,10 @@ def mlp(problem: Problem) -> Spec:
 
 
 def _fast_precision() -> Precision:
-    """The fastest on this machine that costs no quality: where bfloat16 is emulated it is slower than float32."""
+    """The fastest on this machine that costs no quality: not every processor gains by bfloat16."""
     compiled = None if torch.cuda.is_available() else library.load()
     if compiled is not None:
-        return "bfloat16-backward" if compiled.isa == "avx512bf16" else "float32"
+        return "bfloat16-backward" if compiled.fast_bfloat16 else "float32"
     return "bfloat16" if kernels.fast_bfloat16() else "float32"
 
 

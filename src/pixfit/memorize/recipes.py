@@ -141,9 +141,9 @@ def _fallen(pictures: Sequence[Image], inner: Siren, code: Code, held_out: float
 
 
 def _precision(code: Code) -> Precision:
-    """Rounded backward products where they are faster: on processors that multiply bfloat16, in a compiled kernel."""
+    """Rounded backward products where they are faster, see `pixfit.kernels.library.Library.fast_bfloat16`."""
     compiled = None if torch.cuda.is_available() or code.learned else library.load()
-    return "bfloat16-backward" if compiled is not None and compiled.isa == "avx512bf16" else "float32"
+    return "bfloat16-backward" if compiled is not None and compiled.fast_bfloat16 else "float32"
 
 
 def _estimate(gallery: Gallery, batches: Batching) -> Estimate:
