@@ -47,7 +47,7 @@ def fast(problem: Problem) -> Spec:
     the picture is interpolated linearly; see `smooth` and `compact`.
     """
     optimiser = Adam(lr=0.012, betas=_BETAS, eps=_eps(problem, 2e-3), schedule=Linear())
-    return _grid_spec(problem, _grid(problem), optimiser, steps=480)
+    return _grid_spec(problem, _grid(problem), optimiser, steps=600)
 
 
 def instant(problem: Problem) -> Spec:
