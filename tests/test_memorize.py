@@ -393,6 +393,7 @@ def test_one_picture_of_a_memory_is_rendered(memory: Path, ring: pf.Network) -> 
     expected = render.render(ring.one(4), size=(20, 12)).clamp(0, 1)
     assert float((images.load("one.png").data - expected).abs().max()) < 0.51 / 255
     pixfit("render", "ring.safetensors", "-o", "number.png", "--picture", "4", "--size", "20x12")
+    assert as_json("export", "ring.safetensors", "-o", "one.py", "--picture", "4")["files"][0] == "one.py"
     assert images.load("number.png").hash == images.load("one.png").hash
     pixfit("render", "ring.safetensors", "-o", "sheet.png", "--scale", "2")
     assert images.load("sheet.png").width > 2 * 3 * SIDE
@@ -470,6 +471,7 @@ WRONG = {
     "no memory to compare": (["neighbours", "one.safetensors"], "only a Memory has several"),
     "no memory to take from": (["render", "one.safetensors", "-o", "x.png", "--picture", "0"], "holds one picture"),
     "a memory as one picture": (["render", "ring.safetensors", "-o", "x.png", "--size", "5x5"], "--picture NAME"),
+    "a memory to export": (["export", "ring.safetensors", "-o", "x.py"], "--picture NAME"),
     "an unknown neighbour": (["neighbours", "ring.safetensors", "--of", "icn-3"], "did you mean 'icon-3'"),
     "an unknown measure": (["neighbours", "ring.safetensors", "--measure", "l1"], "cosine, euclidean, dot"),
     "an unknown embedding": (["neighbours", "ring.safetensors", "--embedding", "mean"], "field or pooled"),

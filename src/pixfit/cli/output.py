@@ -11,6 +11,10 @@ from pixfit.cli.options import Device, Json, Quiet, bar, command, emit, fail, nu
 
 __all__ = ["export", "render"]
 
+_Picture = Annotated[
+    str | None, typer.Option(metavar="NAME|NUMBER", help="Which picture, of a network that holds several.")
+]
+
 
 @command
 def render(
@@ -23,9 +27,7 @@ def render(
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Part of the picture, in source pixels.")
     ] = None,
-    picture: Annotated[
-        str | None, typer.Option(metavar="NAME|NUMBER", help="Which picture, of a network that holds several.")
-    ] = None,
+    picture: _Picture = None,
     bits: Annotated[int | None, typer.Option(help="8 or 16; by default those of the source.")] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -67,6 +69,7 @@ def export(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="OUT", help=".onnx, or .py for a plain-PyTorch script.")
     ],
+    picture: _Picture = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -74,10 +77,17 @@ def export(
 
     Example:  pixfit export photo.safetensors -o photo.onnx
               pixfit export photo.safetensors -o photo.py && python photo.py photo.png
+              pixfit export icons.safetensors -o apple.onnx --picture apple-48
     """
     from pixfit import export as exporting
+    from pixfit import modelfile
 
-    written = exporting.write(model, output)
+    network = modelfile.load(model)
+    if picture is not None:
+        network = network.one(picture_of(picture, network.names))
+    elif network.model.sizes:
+        fail(f"{model} holds {len(network.model.sizes)} pictures; say which with --picture NAME")
+    written = exporting.write(network, output)
     if as_json:
         emit({"files": [str(path) for path in written]})
     else:
