@@ -471,6 +471,7 @@ WRONG = {
     "no memory to compare": (["neighbours", "one.safetensors"], "only a Memory has several"),
     "no memory to take from": (["render", "one.safetensors", "-o", "x.png", "--picture", "0"], "holds one picture"),
     "a memory as one picture": (["render", "ring.safetensors", "-o", "x.png", "--size", "5x5"], "--picture NAME"),
+    "a picture for a folder": (["memorize", "single/a.png"], "give the folder it is in"),
     "a memory to export": (["export", "ring.safetensors", "-o", "x.py"], "--picture NAME"),
     "an unknown neighbour": (["neighbours", "ring.safetensors", "--of", "icn-3"], "did you mean 'icon-3'"),
     "an unknown measure": (["neighbours", "ring.safetensors", "--measure", "l1"], "cosine, euclidean, dot"),

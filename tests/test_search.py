@@ -110,7 +110,7 @@ def noise(spec: Spec) -> float:
         ("search.together", "0", "1 or more"), ("search.rungs", "0", "1 or more"),
         ("search.reduction", "1", "2 or more"),
         ("search.encodings", "", "empty"), ("search.encodings", "fourier,fuorier", "fourier, gabor"),
-        ("search.encodings", "grid,grid", "twice"), ("search.second", "5", "seconds"),
+        ("search.encodings", "grid,grid", "twice"), ("search.second", "5", "did you mean 'search.seconds'"),
         ("search", "5", "search.seconds"),
     ],
 )  # fmt: skip

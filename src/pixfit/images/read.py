@@ -93,7 +93,9 @@ def load_folder(
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder")
+        raise ImageError(
+            f"{folder}: {'this is a file; give the folder it is in' if folder.is_file() else 'no such folder'}"
+        )
     files = sorted(
         file
         for file in folder.iterdir()

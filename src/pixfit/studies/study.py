@@ -236,7 +236,10 @@ def _set(old: Any, rest: str, value: Any, dotted: str) -> Any:
         first, _, deeper = rest.partition(".")
         known = [f.name for f in fields(old)]
         if first not in known:
-            raise StudyError(f"no setting {dotted!r}; there are {', '.join(known)}")
+            close = difflib.get_close_matches(first, known, n=1)
+            above = dotted.removesuffix(rest)
+            hint = f"did you mean {above + close[0]!r}?" if close else f"there are {', '.join(known)}"
+            raise StudyError(f"no setting {dotted!r}; {hint}")
         return dataclasses.replace(old, **{first: _set(getattr(old, first), deeper, value, dotted)})
     if not isinstance(value, str):
         return tuple(value) if isinstance(value, list) else value
