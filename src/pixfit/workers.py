@@ -14,14 +14,12 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import FrameType
 from typing import Self
 
 import numpy as np
@@ -164,7 +162,7 @@ class Pool:
                 counts["done"] += 1
                 counts["failed"] += Status(row[4]) is Status.FAILED
 
-        with self.store.held_open(), _interruptible() as interrupted:
+        with self.store.held_open(), run.interruptible() as interrupted:
             while tasks or any(worker.task is not None for worker in self._workers):
                 if interrupted():
                     self._end_politely(file)
@@ -429,29 +427,6 @@ def _pace(spec: Spec, device: str | None, seconds: float) -> tuple[float, float]
     began = time.monotonic()
     result = run.fit(short, device=device)
     return result.seconds / max(1, result.steps), max(0.0, time.monotonic() - began - result.seconds)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Lets the first Ctrl-C, or polite kill, end the workers in good order; the second ends the program at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    pressed = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def press(number: int, stack: FrameType | None) -> None:
-        pressed.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, press)
-    try:
-        yield pressed.is_set
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 @contextlib.contextmanager
