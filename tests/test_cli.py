@@ -269,9 +269,12 @@ def test_help_and_import_are_quick() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
-    began = time.monotonic()
-    subprocess.run(_program("--help"), capture_output=True, check=True)
-    assert time.monotonic() - began < 3
+    taken = []
+    for _ in range(3):  # something else may keep the machine busy
+        began = time.monotonic()
+        subprocess.run(_program("--help"), capture_output=True, check=True)
+        taken.append(time.monotonic() - began)
+    assert min(taken) < 3
 
 
 def test_interrupt_then_go_on(elsewhere: Path) -> None:

