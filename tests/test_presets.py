@@ -20,12 +20,13 @@ from pixfit import operators, recipes, render, run
 from pixfit.images import Image
 from pixfit.models import Grid, Mlp
 from pixfit.starts import FromPicture
-from pixfit.studies.climb_controls import resized
+from pixfit.studies.climb_controls import resized, sparse_dct
 from tests.conftest import picture
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-GRIDS = ("fast", "instant", "smooth", "quality", "compact")
+GRIDS = ("fast", "instant", "smooth", "quality")
 each = pytest.mark.parametrize("name", GRIDS)
+every = pytest.mark.parametrize("name", [*GRIDS, "compact"])
 channels = pytest.mark.parametrize("channels", [1, 2, 3, 4])
 
 
@@ -48,7 +49,7 @@ def photograph(top: int, left: int, side: int) -> Image:
 # --- what follows the picture
 
 
-@each
+@every
 @channels
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (100, 333), (61, 800)])
 def test_presets_have_fewer_numbers_than_the_picture_has_values(
@@ -78,7 +79,7 @@ def test_presets_take_pictures_of_any_size(name: str) -> None:
         assert numbers / (3 * height * width) > 0.05
 
 
-@each
+@every
 def test_presets_take_every_operator(name: str) -> None:
     """Where one measures more than a pixel, steps see the whole picture, and starts are random."""
     spec = recipes.get(name)(pf.Problem(picture(3, 24, 24), operators.BoxDownsample(2)))
@@ -87,7 +88,7 @@ def test_presets_take_every_operator(name: str) -> None:
     assert run.fit(replace(spec, budget=pf.Steps(2))).steps == 2
 
 
-@each
+@every
 def test_presets_repeat_themselves_bit_for_bit(name: str) -> None:
     spec = replace(spec_of(name, picture(3, 40, 30)), budget=pf.Steps(20))
     first, second = run.fit(spec), run.fit(spec)
@@ -141,13 +142,21 @@ def test_smooth_enlarges_better_than_bicubic_interpolation() -> None:
     assert levels["smooth"] > levels["bicubic"] > levels["fast"]
 
 
-def test_compact_spends_numbers_better_than_a_coarse_copy() -> None:
-    """Which has as many: the picture at half its size, enlarged again."""
-    image = photograph(0, 150, 128)
+@pytest.mark.parametrize("place", [(0, 150, 128), (300, 100, 200), (201, 333, 120)])
+def test_compact_is_better_than_as_many_numbers_of_a_sparse_transform(place: tuple[int, int, int]) -> None:
+    """Which spends half of them on saying which coefficients it keeps."""
+    image = photograph(*place)
     result = run.fit(spec_of("compact", image))
-    copy = resized(resized(image.data, 64, 64), 128, 128)
     assert result.psnr is not None
-    assert result.psnr > pf.metrics.psnr(copy, image.data) + 3
+    assert result.parameters <= 0.28 * image.data.numel()
+    assert result.psnr > pf.metrics.psnr(sparse_dct(image.data, result.parameters), image.data) + 0.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (7, 300), (3000, 4000), (16384, 16384)])
+def test_compact_takes_pictures_of_any_size(height: int, width: int) -> None:
+    spec = spec_of("compact", Image(torch.zeros(1, 1, 1).expand(3, height, width)))
+    numbers = spec.model.parameters_count(2, 3)
+    assert numbers <= 0.28 * 3 * height * width or height * width < 3000
 
 
 # --- the benchmark

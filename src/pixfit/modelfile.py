@@ -30,6 +30,7 @@ from pixfit.models import (
     PRIORS,
     VARIANTS,
     Coordinates,
+    Cosines,
     Experts,
     FrozenSiren,
     Hyper,
@@ -53,7 +54,7 @@ KINDS: dict[str, type] = {
     **MODELS, **META_MODELS, **PRIORS, **ENCODINGS, **LOSSES, **OPTIMISERS, **SCHEDULES, **STOPPING, **ESTIMATES,
     **VARIANTS, **CODES, **BATCHES, "Memory": Memory,
     **ENCODERS, "Hyper": Hyper,
-    "FrozenSiren": FrozenSiren, "Tiles": Tiles, "LowRank": LowRank,
+    "Cosines": Cosines, "FrozenSiren": FrozenSiren, "Tiles": Tiles, "LowRank": LowRank,
     "Coordinates": Coordinates, "Experts": Experts, "Perturbation": Perturbation,
     "Budget": Budget, "Start": Start, "FromPicture": FromPicture,
 }  # fmt: skip

@@ -9,6 +9,7 @@ from .base import Coordinates, Model
 from .codes import CODES, AxisCode, BinaryCode, Code, LearnedCode, RingCode
 from .conv import PRIORS, ConvDecoder, DeepDecoder, Descent, Hourglass, Perturbation, PicturePrior
 from .coordinate import MODELS, Experts, Finer, Gauss, Mlp, Siren, Wire
+from .cosines import Cosines
 from .dip_variants import (
     VARIANTS,
     AutoencodingSequential,
@@ -40,6 +41,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "Coordinates",
+    "Cosines",
     "DeepDecoder",
     "Descent",
     "DoublyOverparameterised",

@@ -8,7 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from pixfit import recipes
-from pixfit.models import Coordinates, Finer, Fourier, FrozenSiren, Gauss, Grid, LowRank, Mlp, Model, Siren, Tiles
+from pixfit.models import (
+    Coordinates,
+    Cosines,
+    Finer,
+    Fourier,
+    FrozenSiren,
+    Gauss,
+    Grid,
+    LowRank,
+    Mlp,
+    Model,
+    Siren,
+    Tiles,
+)
 from pixfit.optim import Adam
 from pixfit.problem import Problem
 from pixfit.recipes import Recipe
@@ -88,6 +101,12 @@ def _resolution(problem: Problem, model: Mlp, number: int) -> Model:
     return replace(model, encoding=replace(grid, levels=levels))
 
 
+def _cosines(problem: Problem, model: Model, count: Count, budget: float) -> Model | None:
+    channels, height, width = problem.shape
+    made = Cosines.within(budget, height, width, channels)
+    return made if count(made) <= budget else None
+
+
 def _rank(problem: Problem, model: Mlp, number: int) -> Model:
     return replace(model, encoding=replace(cast(LowRank, model.encoding), rank=number))
 
@@ -162,6 +181,17 @@ def _frozen(problem: Problem) -> Spec:
     return Spec(problem, model, optimiser=_SINE, batches=_pixels(problem), budget=Steps(2000))
 
 
+def _coarse(problem: Problem) -> Spec:
+    """Four levels, none finer than half the picture's resolution."""
+    _, height, width = problem.shape
+    parts = ((16, 4), (8, 4), (4, 4), (2, 2))
+    grid = Grid(tuple((math.ceil(height / part), math.ceil(width / part), features) for part, features in parts))
+    model = Mlp(hidden_layers=0, hidden_features=128, encoding=grid, output="sigmoid")
+    batch = min(height * width, max(1024, math.ceil(height * width / 18)))
+    optimiser = Adam(lr=0.03, betas=(0.8, 0.97), eps=1e-5 / (batch * problem.shape[0]), schedule=Linear())
+    return Spec(problem, model, optimiser=optimiser, batches=Batches(batch), budget=Steps(3500))
+
+
 def _sines(model: Siren | Finer) -> Recipe:
     return lambda problem: Spec(problem, model, optimiser=_SINE, batches=_pixels(problem), budget=Steps(2000))
 
@@ -186,7 +216,7 @@ FAMILIES: dict[str, Family] = {
     "instant": Family(recipes.instant, _by(_resolution), "recipe instant: grids that start from the picture"),
     "smooth": Family(recipes.smooth, _by(_resolution), "recipe smooth: grids with splines between pixels"),
     "quality": Family(recipes.quality, _by(_resolution), "recipe quality: grids that start from the picture"),
-    "compact": Family(recipes.compact, _by(_resolution), "recipe compact: grids without fine levels"),
+    "compact": Family(recipes.compact, _cosines, "recipe compact: cosines of tiles, chosen by classes"),
     "mlp": Family(recipes.mlp, _by(_width), "recipe mlp: Fourier features and a perceptron"),
 }
 """By name, what the tables ``tiger``, ``kodak`` and ``five`` compare: networks of any size."""
@@ -231,7 +261,7 @@ def _tensors(model: Model, channels: int) -> int:
 _SIREN = Siren(hidden_layers=4, hidden_features=256)
 _TILED = Family(_tiled, _by(_tiles, most=2**16), "a SIREN of 2 layers of 12 for each tile, after Reiser et al. 2021")
 _HASH = Family(_small_hash, _hashed, "Müller et al., SIGGRAPH 2022")
-_COARSE = FAMILIES["compact"]
+_COARSE = Family(_coarse, _by(_resolution), "grids of features without fine levels")
 _FAST = FAMILIES["fast"]
 _PLAIN = Family(_sines(_SIREN), _by(_width), "Sitzmann et al., NeurIPS 2020; Adam 1e-3, β₂ 0.99, cosine")
 
@@ -243,12 +273,13 @@ COMPACT: dict[str, Compact] = {
     "frozen-siren": Compact(Family(_frozen, _by(_width), "Novello et al. 2024; Adam 1e-3, β₂ 0.99, cosine")),
     "finer": Compact(Family(_sines(Finer(4, 256)), _by(_width), "Liu et al., CVPR 2024; Adam 1e-3, β₂ 0.99, cosine")),
     "bottleneck": Compact(Family(_sines(_SIREN), _by(_bottlenecks), "SIREN, every second layer a quarter as wide")),
-    "compact": Compact(_COARSE),
-    "transform+compact": Compact(_COARSE, transform=True),
+    "compact": Compact(FAMILIES["compact"]),
+    "grid": Compact(_COARSE),
+    "transform+grid": Compact(_COARSE, transform=True),
     "tiles-8bit": Compact(_TILED, bits=8),
     "hash-8bit": Compact(_HASH, bits=8),
     "siren-8bit": Compact(_PLAIN, bits=8),
-    "compact-8bit": Compact(_COARSE, bits=8),
+    "grid-8bit": Compact(_COARSE, bits=8),
     "fast-8bit": Compact(_FAST, bits=8),
 }
 """By name, what the table ``compact`` compares."""

@@ -43,7 +43,7 @@ _FEW = ("siren", "finer", "hash", "fast", "instant")
 _PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
     "tiger": {
         "smoke": {**_TINY, "families": _FEW},
-        "laptop": {"steps": 1000, "seconds": 20.0, "seeds": 1},
+        "laptop": {"steps": 1000, "seconds": 20.0, "seeds": 1, "parameters": (129_841,), "at": _SHORT},
         "published": {},
     },
     "kodak": {
@@ -64,7 +64,7 @@ _PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "compact": {
         "smoke": {
-            **_TINY, "at": _NUMBERS, "families": ("tiles", "compact", "transform+compact", "compact-8bit"),
+            **_TINY, "at": _NUMBERS, "families": ("tiles", "compact", "transform+grid", "grid-8bit"),
             "batches": "own",
         },
         "laptop": {**_THREE, "at": _NUMBERS, "parameters": (16_700, 55_600)},
