@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import pixfit
-from pixfit import engine, metrics, render, starts
+from pixfit import engine, kernels, metrics, render, starts
 from pixfit.job import Job, Moment, Outcome, State
 from pixfit.problem import Problem, Sealed, stream
 from pixfit.result import Result, Status
@@ -461,8 +461,9 @@ def first_weights(spec: Spec, results: Mapping[str, Result] | None = None) -> di
     """
     channels, *size = spec.problem.shape
     model = spec.model.sized(*size)
-    fresh = dict(model.build(model.in_features, channels, generator=stream(spec.seed, "weights")).state_dict())
-    source = _source(spec, results or {}, fresh)
+    with kernels.Crew(1):  # many small operations, in which threads of torch's would wait for one another
+        fresh = dict(model.build(model.in_features, channels, generator=stream(spec.seed, "weights")).state_dict())
+        source = _source(spec, results or {}, fresh)
     return fresh if source is None else starts.merge(fresh, source, layers=spec.start.layers)
 
 

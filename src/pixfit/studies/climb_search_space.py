@@ -131,7 +131,7 @@ class Space:
         return min(_BATCH[0], most), most
 
     def known(self) -> list[dict[str, Any]]:
-        """Draws that are near to the presets ``fast``, ``compact`` and ``mlp``: where the search begins."""
+        """Draws that are near to the presets ``fast`` and ``mlp``, and a coarser grid: where the search begins."""
         low, high = self._batches
         batch = min(high, max(low, round(math.log2(max(1024, self.pixels / 18)))))
         fast: dict[str, Any] = {
@@ -140,15 +140,15 @@ class Space:
             "schedule": "linear", "hold": 0.6, "grid's layers": 0, "width": 32, "levels": 5,
         }  # fmt: skip
         fast |= dict(zip(_FEATURES, (2, 2, 4), strict=True))
-        compact = fast | {"output": "sigmoid", "rate": 2.5, "eps": 1e-5, "width": 128, "levels": 4}
-        compact |= dict(zip(_FEATURES, (2, 4, 4), strict=True))
+        coarse = fast | {"output": "sigmoid", "rate": 2.5, "eps": 1e-5, "width": 128, "levels": 4}
+        coarse |= dict(zip(_FEATURES, (2, 4, 4), strict=True))
         mlp = {
             "encoding": "fourier", "numbers": 1.0, "activation": "silu", "norm": "none", "output": "sigmoid",
             "optimiser": "Muon", "rate": 10.0, "betas": "0.9, 0.999", "eps": 1e-4, "warm-up": 0.02,
             "batch": max(low, min(high, 12)), "schedule": "linear", "hold": 0.2, "Muon's rate": 0.04, "layers": 2,
             "precision": "float32", "pairs": 128, "frequency": 0.06,
         }  # fmt: skip
-        return [values for values in (fast, compact, mlp) if values["encoding"] in self.encodings]
+        return [values for values in (fast, coarse, mlp) if values["encoding"] in self.encodings]
 
     # ------------------------------------------------------------------------------------------------------ decoding
 
