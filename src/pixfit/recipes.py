@@ -85,10 +85,11 @@ def compact(problem: Problem) -> Spec:
     """
     channels, height, width = problem.shape
     model = Cosines.within(0.28 * channels * height * width, height, width, channels)
-    if problem.operator.pointwise:
-        return Spec(problem, model, start=Start(FromPicture()), budget=Steps(0))
-    optimiser = Adam(lr=0.01, schedule=Linear(warmup=0.02, hold=0.4))
-    return Spec(problem, model, optimiser=optimiser, budget=Steps(1000))
+    optimiser = Adam(lr=0.01, schedule=Linear(warmup=0.02))
+    spec = Spec(problem, model, optimiser=optimiser, budget=Steps(1000))
+    if not problem.operator.pointwise:
+        return spec
+    return dataclasses.replace(spec, start=Start(FromPicture()), budget=Steps(0))
 
 
 _BETAS = (0.8, 0.97)
