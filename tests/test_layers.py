@@ -15,7 +15,7 @@ SOURCE = Path(pixfit.__file__).parent
 ROWS: dict[str, int] = {
     "canonical": 1, "files": 1,
     "images": 2, "operators": 2, "noise": 2, "noise_estimate": 2, "held_out": 2, "losses": 2, "metrics": 2,
-    "kernels": 2,
+    "kernels": 2, "augmentation": 2,
     "models": 3,
     "starts": 4, "optim": 4, "schedules": 4, "stopping": 4,
     "problem": 5, "plots": 5,

@@ -20,13 +20,13 @@ from pixfit import embedding, images, metrics, render
 from pixfit.cli import app
 from pixfit.images import Image
 from pixfit.models import BinaryCode, Coordinates, Hyper, Memory, Siren
-from pixfit.problem import Gallery
+from pixfit.problem import Copies, Gallery
 from pixfit.spec import PictureBatches
 from pixfit.store import Store
 from pixfit.studies import STUDIES, MemorizeStudy, StudyError, memorize_pictures
 from pixfit.studies.memorize_acceptance import Facts, acceptance
 from pixfit.studies.memorize_designs import DESIGNS, HYPER
-from pixfit.studies.memorize_pictures import COPIES, Copies, doubled, turned
+from pixfit.studies.memorize_pictures import doubled
 from pixfit.studies.memorize_scores import completed, network_at
 from pixfit.studies.memorize_upsampling import CONVENTIONS, FILTERS, Quality, resized, sampled
 from pixfit.studies.study import Answer
@@ -124,40 +124,6 @@ def test_the_icons(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.mean([metrics.psnr(*both) for both in made]) == pytest.approx(level, abs=0.06)
 
 
-# --- copies
-
-
-def test_copies_are_the_eight_flips_and_turns() -> None:
-    data = picture(3, 5, 7).data
-    made = [turned(data, copy) for copy in range(COPIES)]
-    assert torch.equal(made[0], data)
-    assert torch.equal(made[4], data.flip(2))
-    assert torch.equal(made[2], data.flip(1, 2))
-    assert made[1].shape == (3, 7, 5)
-    assert len({(tuple(one.shape), one.flatten().numpy().tobytes()) for one in made}) == COPIES
-
-
-@pytest.mark.parametrize("rule", ["published", "drawn"])
-def test_a_pixel_held_out_in_a_picture_is_held_out_in_its_copies(rule: str) -> None:
-    sizes = ((6, 9), (5, 5), (12, 4))
-    originals = tuple(replace(picture(3, *size, seed=i), name=f"picture {i}") for i, size in enumerate(sizes))
-    settings: dict[str, Any] = {"held_out": 0.2, "rule": rule, "seed": 3}
-    copies, plain = Copies.of(originals, **settings), Gallery(originals, **settings)
-    assert copies.view.held_out is not None
-    assert plain.view.held_out is not None
-    assert len(copies.pictures) == len(set(copies.names)) == 24
-    masks, wanted = copies.split(copies.view.held_out), plain.split(plain.view.held_out)
-    data = copies.split(copies.image.data)
-    for number in range(24):
-        copy, original = divmod(number, 3)
-        assert torch.equal(masks[number], turned(wanted[original], copy))
-        assert torch.equal(data[number], turned(originals[original].data, copy))
-    assert torch.equal(copies.view.use, ~copies.view.held_out)  # type: ignore[arg-type]
-    assert copies.canonical_value()["kind"] == "Copies"
-    with pytest.raises(ValueError, match="multiples of 8"):
-        Copies(originals)
-
-
 def test_doubled_pictures_show_the_small_ones_between_their_samples() -> None:
     small = picture(3, 16, 12)
     (large,) = doubled((small,))
@@ -249,8 +215,8 @@ def test_every_design_has_a_fit_with_the_same_budget() -> None:
 
 def test_doubled_pictures_give_a_step_as_many_pixels() -> None:
     study = smoke(batch="4")
-    counts = {name: study.fit(name).batches.pictures for name in ("binary", "doubled", "copies")}  # type: ignore[attr-defined]
-    assert counts == {"binary": 4, "doubled": 1, "copies": 4}
+    counts = {name: study.fit(name).batches.pictures for name in ("binary", "doubled", "copies", "crops")}  # type: ignore[attr-defined]
+    assert counts == {"binary": 4, "doubled": 1, "copies": 4, "crops": 6}
 
 
 def test_the_published_training_is_the_published_one() -> None:

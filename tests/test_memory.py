@@ -40,7 +40,7 @@ from pixfit.models import (
 )
 from pixfit.optim import Adam
 from pixfit.problem import Gallery, stream
-from pixfit.spec import BATCHES, Batches, Batching, PictureBatches
+from pixfit.spec import BATCHES, AugmentedBatches, Batches, Batching, PictureBatches
 from pixfit.stack import Samples
 from tests.conftest import picture
 
@@ -314,7 +314,9 @@ def used(number: int) -> list[int]:
 
 
 def test_the_list_of_batches() -> None:
-    assert set(BATCHES.values()) == {Batches, PictureBatches} == set(Batching.__subclasses__())
+    assert {Batches, PictureBatches} == set(Batching.__subclasses__())
+    assert {AugmentedBatches} == set(Batches.__subclasses__())
+    assert set(BATCHES.values()) == {Batches, PictureBatches, AugmentedBatches}
     assert PictureBatches(16).steps_per_epoch(230_400, 100) == 7
     assert [Batches(100).per_step(240), Batches().per_step(240), Batches(300).per_step(240)] == [100, 240, 240]
 

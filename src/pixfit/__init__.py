@@ -24,12 +24,12 @@ _MODULES = (
     "similarity", "starts", "stopping",
 )  # fmt: skip
 _NAMES = {
-    "AveragedOutput": "spec",
+    "AugmentedBatches": "spec", "AveragedOutput": "spec",
     "Batches": "spec", "BestHeldOut": "spec", "Last": "spec", "MovingAverage": "spec", "Record": "spec", "Spec": "spec",
     "Budget": "stopping", "Epochs": "stopping", "Never": "stopping", "Seconds": "stopping", "Steps": "stopping",
     "HeldOut": "stopping",
     "TargetPSNR": "stopping", "GaussianNoise": "noise", "PoissonNoise": "noise", "SaltAndPepper": "noise",
-    "Gallery": "problem", "PictureBatches": "spec", "Problem": "problem",
+    "Copies": "problem", "Gallery": "problem", "PictureBatches": "spec", "Problem": "problem",
     "Image": "images", "Network": "modelfile", "Result": "result", "Start": "starts",
     "Status": "result", "Store": "store", "Weights": "starts", "fit": "run", "load": "modelfile", "save": "modelfile",
 }  # fmt: skip
@@ -61,17 +61,27 @@ if TYPE_CHECKING:
     from pixfit.images import Image
     from pixfit.modelfile import Network, load, save
     from pixfit.noise import GaussianNoise, PoissonNoise, SaltAndPepper
-    from pixfit.problem import Gallery, Problem
+    from pixfit.problem import Copies, Gallery, Problem
     from pixfit.result import Result, Status
     from pixfit.run import fit
-    from pixfit.spec import AveragedOutput, Batches, BestHeldOut, Last, MovingAverage, PictureBatches, Record, Spec
+    from pixfit.spec import (
+        AugmentedBatches,
+        AveragedOutput,
+        Batches,
+        BestHeldOut,
+        Last,
+        MovingAverage,
+        PictureBatches,
+        Record,
+        Spec,
+    )
     from pixfit.starts import Start, Weights
     from pixfit.stopping import Budget, Epochs, HeldOut, Never, Seconds, Steps, TargetPSNR
     from pixfit.store import Store
 
 __all__ = [
-    "AveragedOutput",
-    "Batches", "BestHeldOut", "Budget", "Epochs", "Gallery", "GaussianNoise", "HeldOut", "Image",
+    "AugmentedBatches", "AveragedOutput",
+    "Batches", "BestHeldOut", "Budget", "Copies", "Epochs", "Gallery", "GaussianNoise", "HeldOut", "Image",
     "Last", "MovingAverage", "Network", "Never", "PictureBatches", "PoissonNoise", "Problem", "Record", "Result",
     "SaltAndPepper", "Seconds", "Spec", "Start", "Status", "Steps", "Store",
     "TargetPSNR", "Weights", "canonical", "embedding", "export", "fit", "images", "load", "losses", "memorize",

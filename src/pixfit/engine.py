@@ -24,7 +24,15 @@ from pixfit.models import PicturePrior
 from pixfit.optim import Muon, clip_rows, with_descents
 from pixfit.problem import View, stream
 from pixfit.schedules import Plateau, PlateauState
-from pixfit.spec import AveragedOutput, BestHeldOut, MovingAverage, PictureBatches, PosteriorMean, Shown
+from pixfit.spec import (
+    AugmentedBatches,
+    AveragedOutput,
+    BestHeldOut,
+    MovingAverage,
+    PictureBatches,
+    PosteriorMean,
+    Shown,
+)
 from pixfit.stack import Samples, Stack
 from pixfit.stopping import HeldOut, Judge, MovingVariance, TargetPSNR, WindowVariance
 
@@ -181,9 +189,10 @@ class _Loop:
             rounded = model.plan(model.in_features, views[0].shape[0])
         self.stack = Stack(model, views[0].shape[0], weights, masks, rounded=rounded, dtype=dtype, device=device)
         pictures = spec.batches if isinstance(spec.batches, PictureBatches) else None
+        augmented = spec.batches if isinstance(spec.batches, AugmentedBatches) else None
         self.samples = Samples(
-            model, views, [job.spec.seed for job in jobs], spec.batches.pixels, pictures=pictures, dtype=dtype,
-            device=device,
+            model, views, [job.spec.seed for job in jobs], spec.batches.pixels, pictures=pictures, augmented=augmented,
+            dtype=dtype, device=device,
         )  # fmt: skip
         threads = torch.get_num_threads()
         self.kernel = kernels.kernel_name(device, self.stack.widest, spec.kernel)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pixfit import canonical, files
+from pixfit.augmentation import COPIES
 from pixfit.canonical import is_whole
 from pixfit.losses import LOSSES
 from pixfit.models import (
@@ -112,6 +113,16 @@ class Network:
     def codes(self) -> Tensor:
         """The codes (N, K) of the pictures of a memory. Raises ValueError for other models."""
         return self._memory.codes(self.weights)
+
+    @property
+    def originals(self) -> int:
+        """How many pictures of a memory, from the first, are no copies of others, see `pixfit.problem.Copies`.
+
+        Raises ValueError for other models.
+        """
+        problem = self.record["problem"]
+        views = COPIES.get(str(problem.get("by", "turns")), {}) if problem.get("kind") == "Copies" else {}
+        return len(self._memory.sizes) // max(1, len(views))
 
     def number(self, which: int | str) -> int:
         """The number, from 0, of a picture of a memory that is asked for by number or name.

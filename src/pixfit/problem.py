@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixfit.augmentation import COPIES
 from pixfit.canonical import is_number, is_whole
 from pixfit.images import Image
 from pixfit.noise import GaussianNoise as GaussianNoise  # it is importable from here, too
 from pixfit.noise import Noise
 from pixfit.operators import External, Identity, Operator
 
-__all__ = ["Gallery", "Problem", "Sealed", "View", "stream"]
+__all__ = ["Copies", "Gallery", "Problem", "Sealed", "View", "stream"]
 
 _MOST = 2**24  # pixels of all pictures of a gallery
 
@@ -50,7 +51,8 @@ class View:
         operator: how a picture becomes the measurement.
         shape: (C, H, W) of the picture that is sought.
         use: bool (1 or C', H', W'), the samples the loss may use; None: all.
-        held_out: bool (1 or C', H', W'), measured samples kept out of the loss, for choosing; None: no such.
+        held_out: bool (1 or C', H', W'), measured samples kept out of the loss, for choosing; None: no such. There may
+            be others that are kept out and of no use, such as those around them.
     """
 
     measurement: Tensor
@@ -209,6 +211,11 @@ class Gallery(Problem):
         """Of the pictures, as they were loaded."""
         return tuple(picture.name for picture in self.pictures)
 
+    @property
+    def originals(self) -> int:
+        """How many pictures, from the first, are no copies of others."""
+        return len(self.pictures)
+
     @cached_property
     def view(self) -> View:
         """What the fit may see; computed once. All pictures have at least one pixel in the loss."""
@@ -241,6 +248,63 @@ class Gallery(Problem):
             "kind": "Gallery", "image": self.image, "sizes": self.sizes, "held_out": float(self.held_out),
             "rule": self.rule, "seed": self.seed,
         }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Copies(Gallery):
+    """Pictures and other views of each, every one with a number of its own: all pictures as they are first, then the
+    first copy of each, and so on.
+
+    A pixel that is held out in a picture is held out in all of its copies that show it. `of` makes the copies.
+
+    Args:
+        by: what the copies are, see `pixfit.augmentation.COPIES`: ``turns``, seven flips and quarter turns of each
+            picture; ``crops``, three quarters of its sides at each of its corners.
+
+    Raises:
+        ValueError: no such kind, or pictures that are no multiple of 8 (of 5 with crops).
+    """
+
+    by: Literal["turns", "crops"] = field(default="turns", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.by not in COPIES:
+            raise ValueError(f"by is {self.by!r}; it may be {' or '.join(COPIES)}")
+        super().__post_init__()
+        if len(self.pictures) % len(COPIES[self.by]):
+            raise ValueError(
+                f"got {len(self.pictures)} pictures, allowed multiples of {len(COPIES[self.by])}; use Copies.of"
+            )
+
+    @classmethod
+    def of(
+        cls, pictures: Sequence[Image], *, by: Literal["turns", "crops"] = "turns", **settings: Any
+    ) -> Copies:  # fmt: skip
+        """Of pictures, with the other settings of a `Gallery`. A copy's name is the picture's and that of the view."""
+        views = COPIES.get(by, {}).items()
+        made = [
+            replace(one, data=view(one.data), name=f"{one.name} {name}" if name else one.name)
+            for name, view in views
+            for one in pictures
+        ]
+        return cls(made, by=by, **settings)
+
+    @property
+    def originals(self) -> int:
+        return len(self.pictures) // len(COPIES[self.by])
+
+    def _chosen(self, number: int, pixels: int) -> Tensor:
+        copy, original = divmod(number, self.originals)
+        mask = torch.zeros(1, *self.sizes[original], dtype=torch.bool)
+        mask.view(-1)[super()._chosen(original, mask.numel())] = True
+        chosen = list(COPIES[self.by].values())[copy](mask).flatten().nonzero()[:, 0]
+        if len(chosen) == pixels:  # a picture keeps one of its pixels, but its crop need not show that one
+            raise ValueError(f"held_out = {self.held_out} leaves no pixel of {self.names[number]!r} to fit; lower it")
+        return chosen
+
+    def canonical_value(self) -> dict[str, Any]:
+        # Fits of turns were filed before there were other copies.
+        return {**super().canonical_value(), "kind": "Copies", **({} if self.by == "turns" else {"by": self.by})}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _SUPPRESSED = 2  # pairs that the published rule leaves out
 def embeddings(
     network: Network, *, layer: Layer = "last", pooled: bool = False, size: tuple[int, int] | None = None
 ) -> Tensor:
-    """One row for each picture of a memory: (N, H·W·K) of its whole field, or (N, K) of the field's mean.
+    """One row for each picture of a memory that is no copy: (N, H·W·K) of its whole field, or (N, K) of its mean.
 
     The published embedding is the whole field of the last hidden layer: its activations at each pixel, so that pictures
     are compared place by place.
@@ -40,8 +40,10 @@ def embeddings(
         ValueError: a model that is no memory, fields of unequal sizes or of more than 2^30 numbers, or as of
             `pixfit.embedding.field`.
     """
-    count = len(network.codes)
-    sizes = {size} if size is not None else {(width, height) for height, width in network.model.sizes}
+    if not network.model.sizes:
+        raise ValueError(f"the model {type(network.model).__name__} is no memory of many pictures")
+    count = network.originals
+    sizes = {size} if size is not None else {(width, height) for height, width in network.model.sizes[:count]}
     if not pooled and len(sizes) != 1:
         raise ValueError(
             f"the pictures of this memory have {len(sizes)} sizes, and fields are compared place by place; give one "

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from pixfit import canonical
+from torch import Generator, Tensor
+
+from pixfit import augmentation, canonical
 from pixfit.canonical import is_number, is_whole
 from pixfit.losses import MSE, Loss
 from pixfit.models import Model, PicturePrior
@@ -20,8 +22,8 @@ from pixfit.starts import Start
 from pixfit.stopping import Budget, MovingVariance, Never, Steps, Stopping, WindowVariance
 
 __all__ = [
-    "BATCHES", "ESTIMATES", "AveragedOutput", "Batches", "Batching", "BestHeldOut", "Estimate", "Kernel", "Last",
-    "MovingAverage", "PictureBatches", "PosteriorMean", "Precision", "Record", "Shown", "Spec",
+    "BATCHES", "ESTIMATES", "AugmentedBatches", "AveragedOutput", "Batches", "Batching", "BestHeldOut", "Estimate",
+    "Kernel", "Last", "MovingAverage", "PictureBatches", "PosteriorMean", "Precision", "Record", "Shown", "Spec",
 ]  # fmt: skip
 
 Precision = Literal["float32", "float64", "bfloat16", "bfloat16-backward"]
@@ -91,7 +93,42 @@ class PictureBatches(Batching):
         return -(-pictures // self.pictures)
 
 
-BATCHES: dict[str, type[Batching]] = {"Batches": Batches, "PictureBatches": PictureBatches}
+@dataclass(frozen=True)
+class AugmentedBatches(Batches):
+    """Batches of whole tiles of a mosaic, each shown in a view that is drawn anew in every step.
+
+    The model must learn from tiles, as a `pixfit.models.Hyper` does, or a meta-learned start. A tile's new pixels are
+    both what the network is given and what it is to show; places keep their coordinates. The draws hang on the fit's
+    seed and the step alone.
+
+    Args:
+        pixels: as of `Batches`, a multiple of a tile's.
+        turns: whether tiles are flipped and turned by quarters, all ways alike often; those that are not square only in
+            the four ways that keep their shape.
+        crop: the least share of both sides that is shown, above 0; 1: all of the tile. The share is uniform from there
+            to 1, the place uniform, and what is shown is enlarged to the whole tile by bilinear interpolation.
+    """
+
+    turns: bool = True
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.turns, bool):
+            raise ValueError(f"batches.turns is {self.turns!r}; it must be true or false")
+        if not (is_number(self.crop) and 0 < self.crop <= 1):
+            raise ValueError(f"batches.crop is {self.crop!r}; it must be above 0 and at most 1")
+        if not self.turns and self.crop == 1:
+            raise ValueError("batches with turns false and crop 1 change nothing; use Batches")
+
+    def shown(self, tiles: Tensor, generator: Generator) -> Tensor:
+        """Tiles (T, H, W, C) as a step shows them, drawn with a generator on the CPU."""
+        return augmentation.drawn(tiles.movedim(3, 1), generator, turns=self.turns, crop=self.crop).movedim(1, 3)
+
+
+BATCHES: dict[str, type[Batching]] = {
+    "Batches": Batches, "PictureBatches": PictureBatches, "AugmentedBatches": AugmentedBatches,
+}  # fmt: skip
 
 
 class Estimate:
@@ -305,6 +342,11 @@ class Spec:
             raise ValueError(f"the model {name} holds many pictures; give it a Gallery of pictures, not a Problem")
         if isinstance(self.batches, PictureBatches) and not sizes:
             raise ValueError(f"PictureBatches are of whole pictures, and the model {name} has one; use Batches")
+        if isinstance(self.batches, AugmentedBatches) and self.model.tile is None:
+            instead = "give it a Gallery with pixfit.problem.Copies" if sizes else "use Batches"
+            raise ValueError(
+                f"AugmentedBatches are of whole tiles, and the model {name} does not learn from any; {instead}"
+            )
 
     def _check_prior(self) -> None:
         if not isinstance(self.model, PicturePrior):

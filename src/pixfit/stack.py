@@ -17,7 +17,7 @@ from pixfit.kernels import Crew, Plan, twin
 from pixfit.models import Model, PicturePrior
 from pixfit.optim import Entry
 from pixfit.problem import View, stream
-from pixfit.spec import PictureBatches
+from pixfit.spec import AugmentedBatches, PictureBatches
 from pixfit.starts import Weights
 
 __all__ = ["Samples", "Stack"]
@@ -212,6 +212,7 @@ class Samples:
         seeds: one a fit, of the order of its batches.
         batch: samples of a step; None for all.
         pictures: whole pictures of a step instead; None: no such.
+        augmented: how a step shows the tiles of its batch; None: as they are.
     """
 
     def __init__(
@@ -222,10 +223,12 @@ class Samples:
         batch: int | None,
         *,
         pictures: PictureBatches | None = None,
+        augmented: AugmentedBatches | None = None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.model, self.seeds, self.device, self._pictures = model, seeds, device, pictures
+        self._augmented = augmented
         self.operator, self.shape = views[0].operator, views[0].shape
         self._prior = model if isinstance(model, PicturePrior) else None
         self._code_shape = (0, 0, 0) if self._prior is None else self._prior.code_shape
@@ -331,13 +334,25 @@ class Samples:
         """
         if self._whole is not None:
             inputs, targets, weights = self._whole
-            return (inputs if self._prior is None else self._noise(self._prior, step)), targets, weights
+            inputs = inputs if self._prior is None else self._noise(self._prior, step)
+            return inputs, self._shown(targets, step), weights
         index, _ = self.rows(step, 1)
         assert index is not None
         index = index[:, 0]
         places = _pick(self.places[..., None], index)[..., 0]
         weights = None if self.weights is None else _pick(self.weights, index)
-        return self.at(places), self.model.to_target(_pick(self.pixels, index)), weights
+        return self.at(places), self._shown(self.model.to_target(_pick(self.pixels, index)), step), weights
+
+    def _shown(self, targets: Tensor, step: int) -> Tensor:
+        """The targets (F, B, C) of whole tiles as the batches of a step show them."""
+        if self._augmented is None or self.model.tile is None:
+            return targets
+        tiles = targets.reshape(len(targets), -1, *self.model.tile, targets.shape[2])
+        each = [
+            self._augmented.shown(own, stream(seed, f"augmentation/{step}"))
+            for own, seed in zip(tiles, self.seeds, strict=True)
+        ]
+        return torch.stack(each).flatten(1, 3)
 
     def given(self, targets: Tensor, step: int) -> Tensor:
         """What a network that learns from tiles is given in a step: their targets (F, B, C), with one more column where

@@ -59,6 +59,14 @@ def memorize(
     held_out: Annotated[
         float, typer.Option(help="Fraction of each picture's pixels that is kept out of the loss; 0 for none.")
     ] = 0.1,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Fit copies of each picture, too: turns (flips and quarter turns), or crops.",
+            show_default="none",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=0, help="Budget in epochs, instead of the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="Budget in updates, instead of the recipe's.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Budget in seconds, instead of the recipe's.")] = None,
@@ -95,8 +103,8 @@ def memorize(
     limits = (epochs, steps, seconds)
     budget = None if all(limit is None for limit in limits) else Budget(epochs=epochs, steps=steps, seconds=seconds)
     spec = memorize.spec(
-        pictures, recipe=recipe, code=code, held_out=held_out, settings=settings_of(settings or []), budget=budget,
-        seed=seed,
+        pictures, recipe=recipe, code=code, held_out=held_out, augment=augment, settings=settings_of(settings or []),
+        budget=budget, seed=seed,
     )  # fmt: skip
     if dry_run:
         emit({"id": spec.id, "recipe": recipe, "spec": spec.plain})
@@ -122,7 +130,7 @@ def memorize(
     scores = memorize.scores(result) if result.pictures else None
     written = [] if pages is None or scores is None else memorize.write_pages(result, pages)
     report = {
-        **_report(result, scores, recipe, code),
+        **_report(result, len(pictures), scores, recipe, code),
         "model": None if output is None or not sound else str(output),
         "pages": [str(path) for path in written],
     }
@@ -225,8 +233,11 @@ def neighbours(
         fail(f"-o {output}: the matrix is drawn as a .png file in a folder that exists")
     network, wanted = modelfile.load(model), sides(size)
     if embedding is None:
-        embedding = "field" if wanted is not None or len(set(network.model.sizes)) == 1 else "pooled"
+        sizes = network.model.sizes[: network.originals] if network.model.sizes else ()
+        embedding = "field" if wanted is not None or len(set(sizes)) == 1 else "pooled"
     number = None if of is None else network.number(picture_of(of, network.names))
+    if number is not None and number >= network.originals:
+        fail(f"--of {of}: this is a copy of another picture, and copies are not compared; name the picture itself")
     found = memorize.neighbours(
         network, pooled=embedding == "pooled", size=wanted, count=count,
         layer=int(layer) if layer.isdecimal() else layer,  # type: ignore[arg-type]
@@ -273,8 +284,8 @@ def _told(now: Progress) -> str:
     return f"step {now.step}" + ("" if now.psnr is None else f", {now.psnr:.1f} dB")
 
 
-def _report(result: Result, scores: Scores | None, recipe: str, code: str) -> dict[str, Any]:
-    """What `pixfit memorize` prints, as the keys of its JSON."""
+def _report(result: Result, pictures: int, scores: Scores | None, recipe: str, code: str) -> dict[str, Any]:
+    """What `pixfit memorize` prints of so many pictures, as the keys of its JSON."""
     from pixfit.result import json_number
 
     summary = result.summary()
@@ -292,7 +303,8 @@ def _report(result: Result, scores: Scores | None, recipe: str, code: str) -> di
         "kernel",
     )  # fmt: skip
     return {
-        "id": result.id, "recipe": recipe, "code": code, "pictures": len(result.spec.model.sizes),
+        "id": result.id, "recipe": recipe, "code": code, "pictures": pictures,
+        "copies": len(result.spec.model.sizes) - pictures,
         "status": summary["status"], "stop_reason": summary["stop_reason"], **means,
         **{key: summary[key] for key in keys}, "scores": levels,
     }  # fmt: skip
@@ -301,8 +313,9 @@ def _report(result: Result, scores: Scores | None, recipe: str, code: str) -> di
 def _print(result: Result, scores: Scores | None, report: dict[str, Any]) -> None:
     pixels = result.spec.problem.shape[2]
     length = f"{report['steps']} steps, {report['epochs']:.4g} epochs"
+    held = f"{report['pictures']} pictures" + (f" and {report['copies']} copies" if report["copies"] else "")
     lines = [
-        ("memory", f"{report['id']}  {report['recipe']}, {report['pictures']} pictures of {pixels:,} pixels in all"),
+        ("memory", f"{report['id']}  {report['recipe']}, {held} of {pixels:,} pixels in all"),
         ("ended", f"{report['status']} ({report['stop_reason']}) after {length}"),
     ]
     if scores is not None:

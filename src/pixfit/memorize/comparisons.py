@@ -157,7 +157,7 @@ def neighbours(
     size: tuple[int, int] | None = None,
     count: int = 3,
 ) -> list[Neighbours]:
-    """How alike the pictures of a memory are, by each measure.
+    """How alike the pictures of a memory are, by each measure. Copies of pictures are left out.
 
     Args:
         network: a memory of at least two pictures.
@@ -167,10 +167,10 @@ def neighbours(
     Raises:
         ValueError: a memory of one picture, or as of `pixfit.similarity.embeddings`.
     """
-    pictures = len(network.codes)
+    pictures = network.originals
     if pictures < 2:
         raise ValueError("this memory holds one picture, which has no neighbours")
-    names = network.names or tuple(map(str, range(pictures)))
+    names = network.names[:pictures] or tuple(map(str, range(pictures)))
     found = similarity.embeddings(network, layer=layer, pooled=pooled, size=size)
     return [Neighbours(names, measure, similarity.matrix(found, measure), count) for measure in measures]
 

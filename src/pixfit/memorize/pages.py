@@ -33,7 +33,7 @@ _FITTED, _HELD_OUT = plots.Style("in the loss", "#8a919c"), plots.Style("held ou
 @dataclass(frozen=True)
 class Scores:
     """PSNR in dB of each picture, clamped to [0, 1]: of the pixels in the loss, of those held out (NaN where none is),
-    and of all. Infinite where the pixels are equal."""
+    and of all. Infinite where the pixels are equal. Copies of pictures have none."""
 
     names: tuple[str, ...]
     fitted: tuple[float, ...]
@@ -52,12 +52,13 @@ def scores(result: Result) -> Scores:
     held_out = gallery.view.held_out
     masks = [None] * len(gallery.sizes) if held_out is None else gallery.split(held_out)
     levels: list[tuple[float, float, float]] = []
-    for shown, truth, mask in zip(result.pictures, gallery.split(gallery.image.data), masks, strict=True):
+    parts = list(zip(result.pictures, gallery.split(gallery.image.data), masks, strict=True))
+    for shown, truth, mask in parts[: gallery.originals]:
         errors = (shown.double().clamp(0, 1) - truth.double()).square().mean(dim=0)
         kept = torch.zeros_like(errors, dtype=torch.bool) if mask is None else mask[0]
         levels.append((_level(errors[~kept]), _level(errors[kept]), _level(errors)))
     fitted, apart, whole = zip(*levels, strict=True)
-    return Scores(gallery.names, fitted, apart, whole)
+    return Scores(gallery.names[: gallery.originals], fitted, apart, whole)
 
 
 def write_pages(result: Result, folder: str | Path, *, shown: int = _SHOWN) -> list[Path]:
@@ -69,7 +70,7 @@ def write_pages(result: Result, folder: str | Path, *, shown: int = _SHOWN) -> l
 
     Args:
         folder: is made where it does not exist.
-        shown: pictures of a page, evenly spaced.
+        shown: pictures of a page, evenly spaced among those that are no copies.
 
     Raises:
         ValueError: as of `scores`.
@@ -77,7 +78,7 @@ def write_pages(result: Result, folder: str | Path, *, shown: int = _SHOWN) -> l
     """
     gallery, folder = _gallery(result), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = np.linspace(0, len(gallery.sizes) - 1, min(shown, len(gallery.sizes))).round().astype(int).tolist()
+    chosen = np.linspace(0, gallery.originals - 1, min(shown, gallery.originals)).round().astype(int).tolist()
     per_epoch = steps_per_epoch(result.spec)
     written = []
     for step, weights in sorted(result.kept.items()):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal, cast
 
 import torch
 
 from pixfit import recipes
+from pixfit.augmentation import COPIES
 from pixfit.canonical import is_whole
 from pixfit.images import Image
 from pixfit.kernels import library
 from pixfit.models import AxisCode, BinaryCode, Code, Coordinates, LearnedCode, Memory, RingCode, Siren
 from pixfit.optim import Adam
-from pixfit.problem import Gallery
+from pixfit.problem import Copies, Gallery
 from pixfit.schedules import Cosine
 from pixfit.spec import Batches, Batching, BestHeldOut, Estimate, Last, PictureBatches, Precision, Record, Spec
-from pixfit.stopping import Budget, Epochs
+from pixfit.stopping import Budget, Epochs, Steps
 
 __all__ = [
     "CODES", "RECIPES", "Recipe", "bottleneck", "exercise_published", "quick", "record", "spec", "steps_per_epoch",
@@ -72,6 +74,7 @@ def spec(
     recipe: str = "quick",
     code: str = "binary",
     held_out: float = 0.1,
+    augment: str | None = None,
     settings: Mapping[str, str] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
@@ -85,6 +88,8 @@ def spec(
         code: a name of `CODES`.
         held_out: fraction of the pixels of each picture that is kept out of the loss. By them the answer is chosen;
             with 0 it is the last step's.
+        augment: copies of each picture that are fitted too, in as many steps as the recipe makes without them, see
+            `pixfit.problem.Copies`: ``turns`` or ``crops``. An epoch is then one of all pictures and copies.
         settings: changes by dotted names, as `pixfit.recipes.configure` takes them.
         budget: instead of the recipe's.
         seed: of the weights and the batches.
@@ -99,6 +104,9 @@ def spec(
     _check_name("recipe", recipe, RECIPES)
     _check_name("code", code, CODES)
     made = replace(RECIPES[recipe](_alike(pictures), CODES[code], held_out), seed=seed)
+    if augment is not None:
+        _check_name("augmentation", augment, COPIES)
+        made = _augmented(made, cast(Literal["turns", "crops"], augment))
     if budget is not None:
         made = replace(made, budget=budget)
     return recipes.configure(made, settings or {}, recipe=recipe)
@@ -137,6 +145,22 @@ def _fallen(pictures: Sequence[Image], inner: Siren, code: Code, held_out: float
     return Spec(
         gallery, Memory(inner, code, gallery.sizes), optimiser=optimiser, batches=batches, budget=Epochs(_EPOCHS),
         estimate=_estimate(gallery, batches), precision=_precision(code),
+    )  # fmt: skip
+
+
+def _augmented(made: Spec, by: Literal["turns", "crops"]) -> Spec:
+    """The fit with copies beside its pictures, in equally many steps."""
+    gallery, model, batches = made.problem, made.model, made.batches
+    assert isinstance(gallery, Gallery)
+    assert isinstance(model, Memory)
+    steps = made.budget.step_limit(_per_epoch(gallery, batches))
+    assert steps is not None
+    copies = Copies.of(gallery.pictures, by=by, held_out=gallery.held_out, rule=gallery.rule, seed=gallery.seed)
+    if isinstance(batches, PictureBatches):  # in their order a step would see copies of one kind alone
+        batches = replace(batches, order="shuffled")
+    return replace(
+        made, problem=copies, model=replace(model, sizes=copies.sizes), batches=batches, budget=Steps(steps),
+        estimate=_estimate(copies, batches),
     )  # fmt: skip
 
 

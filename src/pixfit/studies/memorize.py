@@ -12,18 +12,18 @@ import torch
 from pixfit.canonical import is_number, is_whole
 from pixfit.images import Image
 from pixfit.modelfile import Network
-from pixfit.models import Hyper, Memory, Siren
+from pixfit.models import ConvEncoder, Hyper, Memory, Siren
 from pixfit.optim import Adam
-from pixfit.problem import Gallery, Problem, stream
+from pixfit.problem import Copies, Gallery, Problem, stream
 from pixfit.result import Status
-from pixfit.spec import Batches, BestHeldOut, Last, PictureBatches, Precision, Record, Spec
+from pixfit.spec import BestHeldOut, Last, PictureBatches, Precision, Record, Spec
 from pixfit.stopping import Epochs, Steps
 from pixfit.store import Store
 from pixfit.studies import memorize_answer, memorize_pictures
 from pixfit.studies.memorize_acceptance import Facts, facts
 from pixfit.studies.memorize_designs import DESIGNS, HYPER, PUBLISHED
 from pixfit.studies.memorize_drawings import Drawings, drawings
-from pixfit.studies.memorize_pictures import Copies, Pictures, doubled
+from pixfit.studies.memorize_pictures import Pictures, doubled
 from pixfit.studies.memorize_scores import Score, network_at, of_hyper, of_memory
 from pixfit.studies.memorize_upsampling import FILTERS, Controls, filtered
 from pixfit.studies.study import Answer, Study, StudyError
@@ -51,7 +51,7 @@ class MemorizeStudy(Study):
         designs: which, see `pixfit.studies.memorize_designs.DESIGNS` and ``HYPER``; the one named ``published`` is
             the published training, whole, and the only one that the acceptance table is about.
         features: width of the compared networks, but for those of hypernetworks.
-        epochs: of each compared fit. All of them make as many steps, on as many pixels each.
+        epochs: of each compared fit. All of them make as many steps, on about as many pixels each.
         batch: pictures in a step.
         published_features, published_epochs: of the published training.
         hyper_width, hyper_features, hyper_steps, hyper_lr: of a hypernetwork the width of its encoder and perceptrons,
@@ -124,8 +124,9 @@ class MemorizeStudy(Study):
             raise StudyError(f"hyper_lr is {self.hyper_lr!r}; it must be a number above 0")
         if self.features < 10 and "bottleneck" in self.designs:
             raise StudyError(f"features is {self.features}; a bottleneck of a tenth needs 10 or more")
-        if self.hyper_width % 2 and "hyper-conv" in self.designs:
-            raise StudyError(f"hyper_width is {self.hyper_width}; hyper-conv needs an even one")
+        even = [one for one in self.designs if one in HYPER and HYPER[one].encoder is ConvEncoder]
+        if self.hyper_width % 2 and even:
+            raise StudyError(f"hyper_width is {self.hyper_width}; {even[0]} needs an even one")
         for name in ("shown", "contexts"):
             value = getattr(self, name)
             if not all((name == "contexts" and one is None) or (is_whole(one) and one >= 0) for one in value):
@@ -155,8 +156,9 @@ class MemorizeStudy(Study):
         """What networks are fitted to: ``published``, or what a design names in its ``shown``."""
         if shown not in self._galleries:
             small = self.dropped.small if shown == "published" else self.pictures.small
-            if shown == "copies":
-                made: Gallery = Copies.of(small, held_out=_HELD_OUT, rule="published")
+            if shown in ("copies", "crops"):
+                by: Literal["turns", "crops"] = "turns" if shown == "copies" else "crops"
+                made: Gallery = Copies.of(small, by=by, held_out=_HELD_OUT, rule="published")
             elif shown == "doubled":
                 made = Gallery(doubled(small), held_out=0.0)
             else:
@@ -227,9 +229,11 @@ class MemorizeStudy(Study):
         gallery = self.gallery(design.shown)
         side = (max(height for height, _ in gallery.sizes), max(width for _, width in gallery.sizes))
         model = Memory(design.inner(self.features, side), design.code, gallery.sizes)
-        order: Literal["fixed", "shuffled"] = "shuffled" if design.shown == "copies" else "fixed"
-        # Doubled pictures have four times the pixels, so that a step sees a quarter of the pictures.
-        batch = max(1, self.batch // 4) if design.shown == "doubled" else self.batch
+        order: Literal["fixed", "shuffled"] = "shuffled" if isinstance(gallery, Copies) else "fixed"
+        # A step sees about as many pixels, of fewer pictures where these are larger.
+        small = self.pictures.small
+        own, shown = sum(one.pixels for one in small) * len(gallery.sizes), gallery.image.pixels * len(small)
+        batch = max(1, self.batch * own // shown)
         return Spec(
             gallery, model, batches=PictureBatches(batch, order), optimiser=design.optimiser,
             budget=Steps(self.epochs * self.per_epoch),
@@ -249,7 +253,7 @@ class MemorizeStudy(Study):
             context=(10.0 * pixels / published, 200.0 * pixels / published),
         )  # fmt: skip
         return Spec(
-            self.mosaic, model, batches=Batches(min(self.batch, len(self._trained)) * pixels),
+            self.mosaic, model, batches=HYPER[name].batches(min(self.batch, len(self._trained)) * pixels),
             optimiser=Adam(self.hyper_lr, clip_norm=1.0), budget=Steps(self.hyper_steps), seed=self.seed,
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ from pixfit.models import (
 )
 from pixfit.models.coordinate import CoordinateModel
 from pixfit.optim import Adam, AdamW, Optimiser
+from pixfit.spec import AugmentedBatches, Batches
 
 __all__ = ["DESIGNS", "HYPER", "PUBLISHED", "Design", "HyperDesign", "Side"]
 
@@ -43,8 +44,9 @@ class Design:
         title: a few words.
         inner: the network's settings, of its width and the largest picture's size.
         code: how pictures are told apart.
-        shown: what it is fitted to: the pictures as they are, ``copies`` (flips and turns, each with a code of its own)
-            or ``doubled`` (enlarged by Lanczos, so that it is told what lies between pixels).
+        shown: what it is fitted to: the pictures as they are; ``copies`` (flips and turns) or ``crops`` of them, too,
+            each with a code of its own; or ``doubled`` (enlarged by Lanczos, so that it is told what lies between
+            pixels).
         optimiser: with the learning rate.
         family: what it tries for up-sampling; empty: it is about something else.
     """
@@ -52,7 +54,7 @@ class Design:
     title: str
     inner: Callable[[int, Side], CoordinateModel]
     code: Code = _BINARY
-    shown: Literal["plain", "copies", "doubled"] = "plain"
+    shown: Literal["plain", "copies", "crops", "doubled"] = "plain"
     optimiser: Optimiser = _ADAM
     family: str = ""
 
@@ -90,6 +92,7 @@ DESIGNS: Mapping[str, Design] = {
     "learned": Design("16 learned numbers", _siren, LearnedCode(16, 0.5)),
     "bottleneck": Design("five layers, the middle one a tenth as wide", _narrow),
     "copies": Design("binary, with flips and turns as further pictures", _siren, shown="copies", family="augmentation"),
+    "crops": Design("binary, with crops as further pictures", _siren, shown="crops", family="augmentation"),
     "centred": Design("binary, coordinates at pixel centres", _centred, family="pixel-centred coordinates"),
     "omega-10": Design("centred, first omega_0 10", _slow, family="lower omega_0"),
     "omega-5": Design("centred, omega_0 5 and 15", _slower, family="lower omega_0"),
@@ -112,14 +115,26 @@ class HyperDesign:
     Args:
         title: a few words.
         encoder: of its width.
+        turns, crop: how a step of training shows each picture, see `pixfit.spec.AugmentedBatches`; by default as it is.
     """
 
     title: str
     encoder: Callable[[int], Encoder]
+    turns: bool = False
+    crop: float = 1.0
+
+    def batches(self, pixels: int) -> Batches:
+        """Of so many pixels."""
+        if not self.turns and self.crop == 1:
+            return Batches(pixels)
+        return AugmentedBatches(pixels, self.turns, self.crop)
 
 
 HYPER: Mapping[str, HyperDesign] = {
     "hyper-conv": HyperDesign("a hypernetwork behind convolutions", ConvEncoder),
     "hyper-set": HyperDesign("a hypernetwork behind a set encoder", SetEncoder),
+    "hyper-conv-turned": HyperDesign("hyper-conv, each step with new flips and turns", ConvEncoder, turns=True),
+    "hyper-set-turned": HyperDesign("hyper-set, each step with new flips and turns", SetEncoder, turns=True),
+    "hyper-set-cropped": HyperDesign("hyper-set-turned, with crops, too", SetEncoder, turns=True, crop=0.5),
 }
 """The hypernetworks by name; they are trained to complete pictures of which they see few pixels."""

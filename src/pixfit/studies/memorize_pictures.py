@@ -1,25 +1,18 @@
-"""The pictures of the study of memories: small ones to learn, large ones to compare with, and turned copies."""
+"""The pictures of the study of memories: small ones to learn, and large ones to compare with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from pixfit import images
 from pixfit.images import Image, ImageError
-from pixfit.problem import Gallery
 from pixfit.studies.memorize_upsampling import resized
 from pixfit.studies.study import StudyError
 
-__all__ = ["COPIES", "Copies", "Pictures", "doubled", "load", "turned", "without_alpha"]
-
-COPIES = 8
-"""How many pictures `turned` makes of one: flips and quarter turns."""
+__all__ = ["Pictures", "doubled", "load", "without_alpha"]
 
 _ICONS = "exercise_multi_image"
 _CROPS = (
@@ -119,52 +112,6 @@ def _crops() -> Pictures:
         large.append(Image(data, name=f"{name} {top},{left}"))
         small.append(Image(F.avg_pool2d(data[None], _SMALLER)[0], name=f"{name} {top},{left}", bit_depth=32))
     return Pictures(tuple(small), tuple(large))
-
-
-# -------------------------------------------------------------------------------------------------------------- copies
-
-
-def turned(picture: Tensor, copy: int) -> Tensor:
-    """Copy 0 to 7 of (C, H, W): so many quarter turns, from copy 4 on of the mirrored picture; copy 0 is itself."""
-    return torch.rot90(picture.flip(2) if copy >= 4 else picture, copy % 4, (1, 2)).contiguous()
-
-
-@dataclass(frozen=True, eq=False)
-class Copies(Gallery):
-    """Pictures and their flips and quarter turns, each with a number of its own: all pictures as they are first, then
-    the first copy of each, and so on.
-
-    A pixel that is held out in a picture is held out in its copies alike, where they show it. `of` makes the copies.
-
-    Raises:
-        ValueError: a number of pictures that is no multiple of 8.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.pictures) % COPIES:
-            raise ValueError(f"got {len(self.pictures)} pictures, allowed multiples of {COPIES}; use Copies.of")
-
-    @classmethod
-    def of(cls, pictures: tuple[Image, ...], **settings: Any) -> Copies:
-        """Of pictures, with the other settings of a `Gallery`."""
-        return cls(
-            [
-                replace(one, data=turned(one.data, copy), name=f"{one.name} copy {copy}" if copy else one.name)
-                for copy in range(COPIES)
-                for one in pictures
-            ],
-            **settings,
-        )
-
-    def _chosen(self, number: int, pixels: int) -> Tensor:
-        copy, original = divmod(number, len(self.pictures) // COPIES)
-        mask = torch.zeros(1, *self.sizes[original], dtype=torch.bool)
-        mask.view(-1)[super()._chosen(original, pixels)] = True
-        return turned(mask, copy).flatten().nonzero()[:, 0]
-
-    def canonical_value(self) -> dict[str, Any]:
-        return {**super().canonical_value(), "kind": "Copies"}
 
 
 def doubled(pictures: tuple[Image, ...]) -> list[Image]:
