@@ -12,7 +12,7 @@ from pixfit.canonical import is_number, is_whole
 from pixfit.images import Image, ImageError
 from pixfit.problem import Problem
 from pixfit.spec import Batches, Record, Spec
-from pixfit.stopping import Budget
+from pixfit.stopping import Budget, Steps
 from pixfit.store import Store
 from pixfit.studies import climb_compact, climb_pictures, climb_table_answer
 from pixfit.studies.climb_compact import Score
@@ -89,7 +89,7 @@ class ClimbTables(Study):
         at: what is held equal: ``parameters`` (each family's network comes as near to the budgets as it can, and makes
             ``steps`` steps), ``seconds`` and ``steps`` (networks and batches are the recipes' own).
         parameters: the budgets; of the table ``compact`` of stored numbers of 32 bits, else of trained ones.
-        steps, seconds: of each fit.
+        steps, seconds: of each fit, but of those whose recipe makes no steps.
         batches: where parameters are equal; ``all``: every step sees all pixels; ``own``: as each recipe has it.
         seeds: how many, 0 and up.
     """
@@ -184,6 +184,7 @@ class ClimbTables(Study):
             spec = self._sized(cell, problem)
             if spec is not None:
                 budget = Budget(seconds=self.seconds) if cell.held == "seconds" else Budget(steps=self.steps)
+                budget = spec.budget if spec.budget == Steps(0) else budget  # nothing is left to train
                 whole = self.batches == "all" and cell.held == "parameters"
                 spec = replace(spec, budget=budget, batches=Batches() if whole else spec.batches)
             self._templates[key] = spec

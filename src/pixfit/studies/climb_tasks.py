@@ -21,8 +21,7 @@ from pixfit.problem import Problem
 from pixfit.recipes import RECIPES
 from pixfit.result import Status
 from pixfit.spec import Batches, Record, Spec
-from pixfit.starts import Start
-from pixfit.stopping import Budget
+from pixfit.stopping import Budget, Steps
 from pixfit.store import Store
 from pixfit.studies.climb_controls import back_projected, resized
 from pixfit.studies.climb_scores import Key
@@ -66,7 +65,7 @@ class ClimbTasks(Study):
         factors: of enlarging.
         known: fraction of the pixels that inpainting sees.
         views: angles of tomography, spread evenly over the half turn.
-        steps, seconds: the budget of each fit; both null: the recipe's own.
+        steps, seconds: the budget of each fit, but of those whose recipe makes no steps; both null: the recipe's own.
         seeds: how many, 0 and up, of weights and batches; masks do not change with them.
     """
 
@@ -173,12 +172,16 @@ class ClimbTasks(Study):
         key = (task, recipe, picture, seed)
         if key not in self._specs:
             problem = self.problems[task, picture]
+            budget = self._budget()
             if problem.operator.pointwise:
                 spec = recipes.get(recipe)(problem)
+                budget = None if spec.budget == Steps(0) else budget  # nothing is left to train
             else:  # a recipe may ask for batches of pixels, which such a problem does not have
                 spec = recipes.get(recipe)(Problem(problem.image))
-                spec = replace(spec, problem=problem, batches=Batches(), start=Start())
-            self._specs[key] = replace(spec, budget=self._budget() or spec.budget, seed=seed)
+                if spec.start.weights is not None:  # it knows what to do without single pixels
+                    spec = recipes.get(recipe)(problem)
+                spec = replace(spec, problem=problem, batches=Batches())
+            self._specs[key] = replace(spec, budget=budget or spec.budget, seed=seed)
         return self._specs[key]
 
     def _of(self, task: Task, recipe: str) -> Iterator[tuple[Key, Spec]]:
