@@ -13,8 +13,9 @@ from scipy import fft
 from torch import Tensor
 
 import pixfit as pf
-from pixfit import modelfile, operators, render
-from pixfit.models import Coordinates, Cosines
+from pixfit import engine, modelfile, operators, render
+from pixfit.job import Job
+from pixfit.models import Coordinates, Cosines, cosines
 from pixfit.models.spectra import choose, cosine_matrix, zigzag
 from pixfit.spec import Spec
 from pixfit.starts import FromPicture, Start
@@ -175,9 +176,13 @@ def test_fits_do_not_depend_on_their_mates_and_come_back_from_their_files(tmp_pa
         Spec(pf.Problem(picture(3, 9, 11, seed)), model, start=Start(FromPicture()), budget=pf.Steps(3))
         for seed in (0, 1)
     ]
-    alone, together = [pf.fit(spec, device="cpu") for spec in specs], pf.fit(specs, device="cpu")
-    for one, other in zip(alone, together, strict=True):
-        assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
+    alone = [pf.fit(spec, device="cpu") for spec in specs]
+    jobs = [Job(spec, spec.problem.view, pf.run.first_weights(spec)) for spec in specs]
+    *_, end = engine.fit(jobs, device=torch.device("cpu"))
+    assert end.outcomes is not None
+    for one, other in zip(alone, end.outcomes, strict=True):
+        for name, value in one.weights.items():
+            torch.testing.assert_close(value, other.weights[name], rtol=1e-4, atol=1e-6)
     modelfile.save(alone[0], tmp_path / "model")
     again = modelfile.load(tmp_path / "model")
     assert again.model == model
@@ -193,13 +198,25 @@ def test_it_renders_at_any_scale_and_its_pixels_are_those_of_the_fit() -> None:
 
 
 def test_stacked_as_on_a_card_it_gives_the_same_numbers() -> None:
-    model = Cosines(9, 11, 60, classes=2, side=4)
-    networks = [model.build(generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    points = model.coordinates.grid(9, 11)
-    tensors = {name: torch.stack([n.state_dict()[name] for n in networks]) for name in networks[0].state_dict()}
-    made = torch.func.vmap(lambda own: torch.func.functional_call(networks[0], own, (points,)))(tensors)
-    for number, network in enumerate(networks):
+    """Of pictures whose tiles are of several classes, with other orders each."""
+    model = Cosines(16, 24, 200, classes=3, side=4)
+    network, points = model.build(generator=torch.Generator().manual_seed(0)), model.coordinates.grid(16, 24)
+    own = [model.from_picture(picture(3, 16, 24, seed).data, network.state_dict()) for seed in (0, 1)]
+    for weights in own:
+        assert len((weights["spans"] // 49).unique()) > 1
+        assert not torch.equal(weights["ranks"][0], weights["ranks"][1])
+    tensors = {name: torch.stack([weights[name] for weights in own]) for name in own[0]}
+    made = torch.func.vmap(lambda one: torch.func.functional_call(network, one, (points,)))(tensors)
+    for number, weights in enumerate(own):
+        network.load_state_dict(weights)
         torch.testing.assert_close(made[number], network(points))
+
+
+def test_samples_pass_in_parts_and_the_parts_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, model = picture(3, 24, 16), Cosines(24, 16, 300, classes=2)
+    whole = render.render(started(image, model))
+    monkeypatch.setattr(cosines, "_SAMPLES", 37)
+    assert torch.equal(render.render(started(image, model)), whole)
 
 
 @pytest.mark.parametrize(

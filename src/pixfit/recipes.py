@@ -20,6 +20,7 @@ from pixfit import canonical, kernels, modelfile
 from pixfit.kernels import library
 from pixfit.models import Coordinates, Cosines, Experts, Finer, Fourier, Gabor, Grid, Mlp, Siren, Wire
 from pixfit.models.coordinate import Output
+from pixfit.operators import Identity
 from pixfit.optim import Adam, AdamW, Muon, ScheduleFreeAdamW
 from pixfit.problem import Problem
 from pixfit.schedules import Constant, Cosine, Linear
@@ -77,19 +78,22 @@ def smooth(problem: Problem) -> Spec:
 
 
 def compact(problem: Problem) -> Spec:
-    """Few numbers: cosines in tiles of 8 pixels, as many in a tile as it needs, 0.28 numbers a picture value in all.
+    """Few numbers: cosines in tiles of 8 pixels, as many in a tile as it needs, a fifth of a number a picture value.
 
-    Nothing is trained where the picture was measured pixel by pixel: the best coefficients are known, and choosing them
+    Nothing is trained where every pixel was measured by itself: the best coefficients are known, and choosing them
     takes seconds. At equal numbers it is above the largest coefficients of a block transform, which are above every
-    network that was trained here; see docs/log.md.
+    network that was trained here; see docs/log.md. Numbers have 32 bits, so that a file of it is hardly smaller than
+    the picture's own 8-bit samples. Pictures of few tiles (under 48 pixels a side) pay more for the order of
+    frequencies.
     """
     channels, height, width = problem.shape
-    model = Cosines.within(0.28 * channels * height * width, height, width, channels)
+    pointwise = problem.operator.pointwise
+    model = Cosines.within(0.2 * channels * height * width, height, width, channels, classes=16 if pointwise else 1)
     optimiser = Adam(lr=0.01, schedule=Linear(warmup=0.02))
-    spec = Spec(problem, model, optimiser=optimiser, budget=Steps(1000))
-    if not problem.operator.pointwise:
-        return spec
-    return dataclasses.replace(spec, start=Start(FromPicture()), budget=Steps(0))
+    batches = Batches(_batch(problem) if pointwise else None)
+    spec = _from_picture(problem, Spec(problem, model, optimiser=optimiser, batches=batches, budget=Steps(1000)))
+    complete = isinstance(problem.operator, Identity) and problem.held_out == 0
+    return dataclasses.replace(spec, budget=Steps(0)) if complete else spec
 
 
 _BETAS = (0.8, 0.97)

@@ -100,7 +100,8 @@ class Stack:
     @property
     def widest(self) -> int:
         """The largest side of any matrix: a measure of the work at one sample, which sees little of a feature grid."""
-        return max((max(entry.shape, default=1) for entry in self.layout if ".tables." not in entry.name), default=1)
+        matrices = (entry.shape for entry in self.layout if len(entry.shape) > 1 and ".tables." not in entry.name)
+        return max((max(shape) for shape in matrices), default=1)
 
     @property
     def tile(self) -> int:

@@ -17,6 +17,7 @@ from .spectra import choose, cosine_matrix, zigzag
 __all__ = ["Cosines", "CosinesNetwork"]
 
 _UNIT = Coordinates(range="unit")
+_SAMPLES = 2**13  # that pass at a time: some ten megabytes
 
 
 class CosinesNetwork(Network):
@@ -77,20 +78,24 @@ class CosinesNetwork(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         t = (x.reshape(-1, 2) - self.low) / (self.high - self.low)
+        spans = self.spans.long()
+        lengths = spans % (self.numbers + 1)
+        kept = (spans // (self.numbers + 1), lengths, lengths.cumsum(dim=0) - lengths)
+        # A sample needs the coefficients of its tile side by side: many numbers, so not all samples at once.
+        planes = torch.cat([self._planes(part, *kept) for part in torch.split(t, _SAMPLES)])
+        h = F.linear(planes, self.planes.weight, self.planes.bias)
+        return h.reshape(*x.shape[:-1], h.shape[-1])
+
+    def _planes(self, t: Tensor, classes: Tensor, lengths: Tensor, starts: Tensor) -> Tensor:
+        """The planes (N, C) at t (N, 2), by the class, the count and the first of the values (tiles,) of each tile."""
         row, down = self._place(t[:, self.row_axis], self.height, self.rows)
         column, across = self._place(t[:, 1 - self.row_axis], self.width, self.columns)
         tile = row * self.columns + column
-        spans = self.spans.long()
-        lengths = spans % (self.numbers + 1)
-        ends = lengths.cumsum(dim=0)
-        rank = self.ranks.long().index_select(0, (spans // (self.numbers + 1)).index_select(0, tile))
-        length, first = lengths.index_select(0, tile)[:, None], (ends - lengths).index_select(0, tile)[:, None]
-        place = (first + rank).clamp(max=len(self.values) - 1)
-        own = torch.where(rank < length, self.values[place], 0.0)
+        rank = self.ranks.long().index_select(0, classes.index_select(0, tile))
+        length, first = lengths.index_select(0, tile)[:, None], starts.index_select(0, tile)[:, None]
+        own = torch.where(rank < length, self.values[(first + rank).clamp(max=len(self.values) - 1)], 0.0)
         own = own.reshape(-1, self.channels, self.side, self.side)
-        planes = ((own @ across[:, None, :, None])[..., 0] * down[:, None]).sum(dim=-1)
-        h = F.linear(planes, self.planes.weight, self.planes.bias)
-        return h.reshape(*x.shape[:-1], h.shape[-1])
+        return ((own @ across[:, None, :, None])[..., 0] * down[:, None]).sum(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,8 @@ class Cosines(Model):
     coordinates: Coordinates = _UNIT
 
     def __post_init__(self) -> None:
-        check_integer(self, "height", 1, 2**16)
-        check_integer(self, "width", 1, 2**16)
+        check_integer(self, "height", 1, 2**24)
+        check_integer(self, "width", 1, 2**24)
         check_integer(self, "values", 1, 2**31)
         check_integer(self, "classes", 1, 1024)
         check_integer(self, "side", 1, 64)
@@ -134,7 +139,8 @@ class Cosines(Model):
     ) -> Cosines:
         """The settings with as many values as a budget of numbers allows, those that say which are kept included.
 
-        With fewer classes where the orders of all would take more than a tenth of it; at least one value a tile.
+        With fewer classes where the orders of all would take more than a tenth of it. There is at least one class and
+        one value a tile, whatever the budget.
         """
         most = channels * side * side
         tiles = -(-height // side) * -(-width // side)
@@ -160,6 +166,13 @@ class Cosines(Model):
             self.height, self.width, out_features, self.values, self.classes, self.side,
             1 if self.coordinates.order == "xy" else 0, self.coordinates.low, self.coordinates.high,
         )  # fmt: skip
+
+    def kept(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Which coefficient of its tile each of the values is, int64 (K,), by plane, row and column frequency."""
+        numbers = weights["ranks"].shape[1]
+        spans = weights["spans"].long()
+        orders = weights["ranks"].long().argsort(dim=1)[spans // (numbers + 1)]
+        return orders[torch.arange(numbers, device=spans.device) < (spans % (numbers + 1))[:, None]]
 
     def parameters_count(self, in_features: int | None = None, out_features: int = 3) -> int:
         """How many numbers are trained or chosen: what says which coefficients are kept counts like these."""
