@@ -365,17 +365,20 @@ def sweep_of(*claims: Claim) -> Sweep:
 
 
 @pytest.mark.parametrize(
-    ("gains", "said", "expected"),
+    ("gains", "said", "even", "expected"),
     [
-        ([1.0, 1.2, 0.8, 1.1, 0.9, 1.0], "best", "same order"),
-        ([-1.0, -1.2, -0.8, -1.1, -0.9, -1.0], "best", "other order"),
-        ([1.0, -1.2, 0.8, -1.1, 0.9, -1.0], "best", "not significant"),
-        ([1.0, 1.2, 0.8, 1.1, 0.9, 1.0], "", "first is better (none stated)"),
+        ([1.0, 1.2, 0.8, 1.1, 0.9, 1.0], "best", False, "same order"),
+        ([-1.0, -1.2, -0.8, -1.1, -0.9, -1.0], "best", False, "other order"),
+        ([1.0, -1.2, 0.8, -1.1, 0.9, -1.0], "best", False, "not significant"),
+        ([1.0, 1.2, 0.8, 1.1, 0.9, 1.0], "", False, "first is better (none stated)"),
+        ([1.0, 1.2, 0.8, 1.1, 0.9, 1.0], "even", True, "not even: first is better"),
+        ([1.0, -1.2, 0.8, -1.1, 0.9, -1.0], "even", True, "not told apart, as said"),
+        ([3.0, 3.1, -1.0, -0.9, -1.0, -1.1], "best", False, "same order"),  # of these pictures, on the mean
     ],
 )
-def test_verdicts(gains: list[float], said: str, expected: str) -> None:
+def test_verdicts(gains: list[float], said: str, even: bool, expected: str) -> None:
     base = {key: 20.0 + index for index, key in enumerate(KEYS)}
-    claim = Claim((1e-4,), (2e-4,), said)
+    claim = Claim((1e-4,), (2e-4,), said, even)
     members: dict[Values, Runs] = {
         (1e-4,): runs({key: base[key] + gain for key, gain in zip(KEYS, gains, strict=True)}, *"abc"),
         (2e-4,): runs(base, *"abc"),
@@ -383,8 +386,10 @@ def test_verdicts(gains: list[float], said: str, expected: str) -> None:
     verdict = judge(sweep_of(claim), claim, members)
     assert verdict is not None
     assert verdict.order == expected
-    assert verdict.paired.mean == pytest.approx(np.mean(gains))
-    assert verdict.error == pytest.approx(np.std(gains, ddof=1) / math.sqrt(6))
+    assert verdict.differences.mean == pytest.approx(np.mean(gains))
+    apart = np.array(gains).reshape(3, 2)
+    error = math.sqrt(((apart - apart.mean(axis=1, keepdims=True)) ** 2).sum() / 3 / 6)
+    assert verdict.differences.error == pytest.approx(error)
 
 
 def test_the_best_is_compared_with_the_best_of_the_others() -> None:
@@ -397,7 +402,7 @@ def test_the_best_is_compared_with_the_best_of_the_others() -> None:
     verdict = judge(sweep_of(claim), claim, members)
     assert verdict is not None
     assert verdict.worse == (2e-4,)
-    assert verdict.pictures == (2, 3)
+    assert verdict.differences.agree == (2, 3)
     assert judge(sweep_of(claim), claim, {(1e-4,): members[(1e-4,)]}) is None
     assert judge(sweep_of(claim), claim, {(2e-4,): members[(2e-4,)]}) is None
 
@@ -421,7 +426,8 @@ def test_a_finished_climb_answers(finished: tuple[ClimbStudy, Store]) -> None:
     assert [row["check"] for row in answer.tables["checks"].rows] == [
         "gain from size_default to encoding", "LayerNorm raises the PSNR of the last step", "two experts against one",
     ]  # fmt: skip
-    assert {row["verdict"].partition(" (")[0] for row in answer.tables["verdicts"].rows} == {"not significant"}
+    said = {row["verdict"].partition(" (")[0] for row in answer.tables["verdicts"].rows}
+    assert said == {"not significant", "not told apart, as said"}  # with one seed
     assert not answer.tables["runs"].shown
     for row in answer.tables["runs"].rows:  # how each run ended
         assert (row["stop_reason"], row["steps"], row["device"]) == ("steps", 12, "cpu")

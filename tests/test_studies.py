@@ -30,7 +30,7 @@ from pixfit.store import Store
 from pixfit.studies import STUDIES, PrefitStudy, StudyError, Table, prefit_answer
 from pixfit.studies.prefit_published import PUBLISHED
 from pixfit.studies.prefit_scores import Levels, Runs, place, psnr_of_loss
-from pixfit.studies.statistics import crossover, paired
+from pixfit.studies.statistics import crossover, paired, seeded
 from tests.reference import train
 
 
@@ -284,6 +284,38 @@ def test_a_paired_mean_lies_in_its_interval(differences: list[float]) -> None:
     assert one.low - 1e-9 <= one.mean <= one.high + 1e-9
     assert 0 <= one.p <= 1
     assert paired(differences) == one
+
+
+@pytest.mark.parametrize(("pictures", "seeds", "spread"), [(3, 2, 0.2), (3, 2, 1.0), (5, 3, 0.5)])
+def test_differences_over_seeds_cry_wolf_one_time_in_twenty(pictures: int, seeds: int, spread: float) -> None:
+    """Where other seeds would give no difference on these pictures, whatever these are like."""
+    chance = np.random.default_rng(0)
+    shifts = chance.normal(size=pictures)
+    shifts -= shifts.mean()
+    cried = 0
+    for _ in range(1000):
+        noise = chance.normal(scale=spread, size=(pictures, seeds))
+        one = seeded({(str(p), q): shifts[p] + noise[p, q] for p in range(pictures) for q in range(seeds)})
+        assert one is not None
+        assert one.low <= one.mean <= one.high
+        cried += one.sign != 0
+    assert 30 < cried < 75
+
+
+def test_differences_over_seeds_by_hand() -> None:
+    one = seeded({("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 5.0, ("b", 1): 5.0, ("c", 0): -1.0})
+    assert one is not None
+    assert (one.pairs, one.agree) == (5, (2, 3))
+    assert one.mean == pytest.approx((2 + 5 - 1) / 3)
+    assert one.error == pytest.approx(math.sqrt(2 / 2 * (1 / 2 + 1 / 2 + 1)) / 3)
+    lone = seeded({("a", 0): 5.0})
+    assert lone is not None
+    assert (lone.sign, lone.error, lone.p) == (0, math.inf, 1.0)
+    assert seeded({}) is None
+    assert seeded({("a", 0): math.nan}) is None
+    same = seeded({("a", 0): 2.0, ("a", 1): 2.0})
+    assert same is not None
+    assert (same.sign, same.p, same.low) == (1, 0.0, 2.0)
 
 
 def test_paired_differences_tell_a_clear_case_from_a_doubtful_one() -> None:

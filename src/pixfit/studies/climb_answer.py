@@ -72,15 +72,17 @@ def _verdicts(verdicts: Sequence[Verdict]) -> Table:
     for one in verdicts:
         row: dict[str, Any] = {"step": one.sweep.step, "sweep": one.sweep.name, "said": one.claim.said}
         row |= {"first": label(one.sweep, one.claim.better), "second": label(one.sweep, one.worse)}
-        row |= {"pairs": one.paired.pairs, "difference": _db(one.paired.mean), "s.e.": _db(one.error)}
-        row |= {"low": _db(one.paired.low), "high": _db(one.paired.high), "p": round(one.paired.p, 5)}
-        row |= {"pictures that agree": f"{one.pictures[0]} of {one.pictures[1]}", "verdict": one.order}
+        found = one.differences
+        row |= {"pairs": found.pairs, "difference": _db(found.mean), "s.e.": _db(found.error)}
+        row |= {"low": _db(found.low), "high": _db(found.high), "p": float(f"{found.p:.2g}")}
+        row |= {"pictures that agree": f"{found.agree[0]} of {found.agree[1]}", "verdict": one.order}
         rows.append(row)
     notes = (
-        "First minus second, PSNR of the last step in dB, paired over pictures and seeds, with its standard error, the "
-        "95 % bootstrap interval and Wilcoxon's p; the order is that of an interval on one side of zero, with six "
-        "pairs or more. Seeds of one picture are not independent, so that the intervals are rather narrow. Where the "
-        "first was published as the best, the second is the best of the others here, which favours it by chance."
+        "First minus second, PSNR of the last step in dB, mean over pictures of paired runs, with its standard error "
+        "over seeds, the 95 % interval and p by Student's t, from how much the seeds of a picture differ. So a verdict "
+        "is about these pictures; how many of them agree says how far others may. The order is that of an interval on "
+        "one side of zero. Where the first was published as the best, the second is the best of the others here, which "
+        "favours it by chance. Where steps are equal, larger batches see more pixels."
     )
     return Table("Verdicts", rows, notes)
 
@@ -157,11 +159,11 @@ def _checks(sweeps: Sequence[Sweep], results: Results) -> Table:
         if one is None:
             continue
         if name == "norm":
-            agree, count = one.pictures
+            agree, count = one.differences.agree
             check(what, "a big gain", wanted, f"on {agree} of {count}", agree >= 0.8 * count)
         else:
-            difference = one.paired.mean
-            check(what, "not significant", wanted, f"{difference:+.2f} dB ± {one.error:.2f}", abs(difference) <= 0.5)
+            difference, error = one.differences.mean, one.differences.error
+            check(what, "not significant", wanted, f"{difference:+.2f} dB ± {error:.2f}", abs(difference) <= 0.5)
     return Table(
         "Checks", rows, "Differences are paired over pictures and seeds. Wanted at the published sizes and budget."
     )
@@ -170,10 +172,10 @@ def _checks(sweeps: Sequence[Sweep], results: Results) -> Table:
 def _summary(verdicts: Sequence[Verdict]) -> str:
     lines = []
     for one in verdicts:
-        said = f"published: {one.claim.said}" if one.claim.said else "no order published"
+        found, said = one.differences, f"published: {one.claim.said}" if one.claim.said else "no order published"
         lines.append(
             f"* {one.sweep.name}, {label(one.sweep, one.claim.better)} against {label(one.sweep, one.worse)} ({said}): "
-            f"{one.paired.mean:+.2f} dB ± {one.error:.2f} over {one.paired.pairs} pairs: {one.order}."
+            f"{found.mean:+.2f} dB ± {found.error:.2f} over {found.pairs} pairs: {one.order}."
         )
     return "\n".join(lines)
 

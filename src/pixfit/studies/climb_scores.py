@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pixfit.result import Status
 from pixfit.store import Store
 from pixfit.studies.climb_steps import Claim, Sweep, Values
-from pixfit.studies.statistics import Paired, paired
+from pixfit.studies.statistics import Seeded, seeded
 
 __all__ = ["Curve", "Key", "Results", "Run", "Runs", "Verdict", "judge"]
 
@@ -123,28 +123,31 @@ Results = Mapping[str, Mapping[Values, Runs]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the finished runs say of a claim.
+    """What the finished runs say of a claim, about their pictures.
 
     Args:
         claim: with the two members that were compared.
-        paired: the differences over pictures and seeds, positive where the claim is right.
-        error: standard error of their mean.
-        pictures: how many pictures agree with the claim in the mean over seeds, and of how many.
+        worse: the second of them.
+        differences: of the last step's PSNR, positive where the first is better.
     """
 
     sweep: Sweep
     claim: Claim
     worse: Values
-    paired: Paired
-    error: float
-    pictures: tuple[int, int]
+    differences: Seeded
 
     @property
     def order(self) -> str:
-        """Same order as published, other order, or not significant; that no order was stated is added."""
+        """Same order as published, other order, or not significant; even, or not, where that was published; that no
+        order was stated is added."""
+        sign = self.differences.sign
+        if self.claim.even:
+            return {1: "not even: first is better", -1: "not even: second is better", 0: "not told apart, as said"}[
+                sign
+            ]
         if self.claim.said:
-            return {1: "same order", -1: "other order", 0: "not significant"}[self.paired.sign]
-        return {1: "first is better", -1: "second is better", 0: "not significant"}[self.paired.sign] + " (none stated)"
+            return {1: "same order", -1: "other order", 0: "not significant"}[sign]
+        return {1: "first is better", -1: "second is better", 0: "not significant"}[sign] + " (none stated)"
 
 
 def judge(sweep: Sweep, claim: Claim, members: Mapping[Values, Runs]) -> Verdict | None:
@@ -166,17 +169,8 @@ def judge(sweep: Sweep, claim: Claim, members: Mapping[Values, Runs]) -> Verdict
         (values for values in found if len(found[values]) == most),
         key=lambda one: float(np.mean([*found[one].values()])),
     )
-    differences = found[worse]
-    values = np.array([*differences.values()])
-    compared = paired(values)
-    if compared is None:
-        return None
-    by_picture: dict[str, list[float]] = {}
-    for (picture, _), difference in differences.items():
-        by_picture.setdefault(picture, []).append(difference)
-    agree = sum(float(np.mean(each)) > 0 for each in by_picture.values())
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Verdict(sweep, claim, worse, compared, error, (agree, len(by_picture)))
+    differences = seeded(found[worse])
+    return None if differences is None else Verdict(sweep, claim, worse, differences)
 
 
 def _finite(across: NDArray[np.float64], up: NDArray[np.float64]) -> Curve:

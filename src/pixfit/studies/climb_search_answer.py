@@ -16,7 +16,7 @@ from pixfit.plots import Style
 from pixfit.result import Status
 from pixfit.store import Store
 from pixfit.studies.climb_search import RECIPE, ClimbSearch, Course, Search, Trial
-from pixfit.studies.statistics import paired
+from pixfit.studies.statistics import seeded
 from pixfit.studies.study import Answer, Table
 
 if TYPE_CHECKING:
@@ -77,10 +77,9 @@ def _summary(search: ClimbSearch, course: Course, compared: Mapping[str, Ends]) 
     )
     for name in [name for name in compared if name != "found"]:
         ours, theirs = compared["found"], compared[name]
-        differences = [_psnr(ours[key]) - _psnr(theirs[key]) for key in ours if key in theirs]
-        if (one := paired(differences)) is None:
+        if (one := seeded({key: _psnr(ours[key]) - _psnr(theirs[key]) for key in ours if key in theirs})) is None:
             continue
-        error = f" ± {np.std(differences, ddof=1) / math.sqrt(one.pairs):.2f}" if one.pairs > 1 else ""
+        error = f" ± {one.error:.2f}" if math.isfinite(one.error) else ""
         order = {1: "it is better", -1: "it is worse", 0: "too few or too even to tell"}[one.sign]
         lines.append(
             f"* Against the preset {name} ({_numbers(theirs):,} parameters) at the same budget, with seeds that the "
