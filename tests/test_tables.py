@@ -25,6 +25,7 @@ from pixfit.models import Coordinates, Cosines, Fourier, FrozenSiren, LowRank, M
 from pixfit.operators import Inpaint, Radon
 from pixfit.problem import Problem
 from pixfit.spec import Record, Spec
+from pixfit.starts import FromPicture, Start
 from pixfit.store import Store
 from pixfit.studies import ClimbStudy, Study, StudyError
 from pixfit.studies.climb_compact import left_over, quantised, score
@@ -280,6 +281,24 @@ def test_numbers_are_counted_as_they_are_stored() -> None:
     assert own_samples(torch.zeros(3, 5, 5)) == 19
 
 
+def test_cosines_are_stored_with_a_step_for_each_coefficient() -> None:
+    """And what says which they are, in whole bits, stays as it is."""
+    image = picture(3, 40, 30)
+    model = Cosines.within(1500, 40, 30, 3)
+    spec = Spec(Problem(image), model, start=Start(FromPicture()), budget=pf.Steps(0))
+    weights = pf.fit(spec, device="cpu").weights
+    stored, which = quantised(model, weights, 8), model.kept(weights)
+    assert all(torch.equal(stored[name], weights[name]) for name in weights if name != "values")
+    for one in which.unique():
+        own, rounded = weights["values"][which == one], stored["values"][which == one]
+        step = own.abs().max() / 127
+        assert float((own - rounded).abs().max()) <= 0.5001 * float(step)
+        torch.testing.assert_close(rounded / step, (rounded / step).round(), rtol=0, atol=1e-3)
+    told = model.tiles * math.ceil(math.log2(model.classes * 193)) + model.classes * 192 * 8
+    assert counted(model, 3, 8) == (8 * model.values + told) / 32 + 192 + 12
+    assert counted(model, 3) == model.stored_numbers() == 1500
+
+
 def test_the_table_of_few_numbers_has_the_families_that_it_should() -> None:
     names = {"tiles", "hash", "low-rank", "frozen-siren", "finer", "bottleneck", "transform+grid"}
     assert names <= set(COMPACT)
@@ -299,13 +318,13 @@ def test_the_table_of_few_numbers_has_the_families_that_it_should() -> None:
 
 def test_weights_in_few_bits_take_few_values() -> None:
     weights = {"a": torch.randn(40, 50, generator=torch.Generator().manual_seed(0)), "b": torch.full((3,), 0.7)}
-    stored = quantised(weights, 8)
+    stored = quantised(Siren(), weights, 8)
     step = float(weights["a"].max() - weights["a"].min()) / 255
     assert len(stored["a"].unique()) <= 256
     assert float((stored["a"] - weights["a"]).abs().max()) <= 0.501 * step
     assert (stored["a"].min(), stored["a"].max()) == (weights["a"].min(), pytest.approx(float(weights["a"].max())))
     assert torch.equal(stored["b"], weights["b"])
-    assert quantised(weights, 32) == weights
+    assert quantised(Siren(), weights, 32) == weights
 
 
 def test_what_a_transform_leaves_over_and_the_transform_are_the_picture() -> None:
@@ -507,7 +526,7 @@ def test_a_compact_row_is_what_the_stored_network_shows(few: tuple[ClimbTables, 
         spec = study.fit(Cell("parameters", 5600, "grid-8bit"), "chelsea", seed)
         assert spec is not None
         result = pf.fit(spec, device="cpu")
-        weights = quantised(result.weights, 8)
+        weights = quantised(spec.model, result.weights, 8)
         levels.append(level(render.render(modelfile.Network(spec.model, weights, spec.plain)), truth))
     assert rows["grid-8bit"]["PSNR"] == pytest.approx(np.mean(levels), abs=0.006)
     mixed = study.fit(Cell("parameters", 5600, "transform+grid"), "chelsea", 0)

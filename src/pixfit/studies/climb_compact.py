@@ -11,6 +11,7 @@ from torch import Tensor
 from pixfit import metrics, render
 from pixfit.images import Image
 from pixfit.modelfile import Network
+from pixfit.models import Cosines, Model
 from pixfit.problem import Problem
 from pixfit.result import Result
 from pixfit.studies.climb_controls import sparse_dct
@@ -27,9 +28,20 @@ class Score:
     whole: float
 
 
-def quantised(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """Each tensor rounded to 2^bits even steps from its least to its greatest value; 32 bits: as it is."""
-    return dict(weights) if bits == 32 else {name: _rounded(value, bits) for name, value in weights.items()}
+def quantised(model: Model, weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
+    """Each tensor rounded to 2^bits even steps from its least to its greatest value; 32 bits: as it is.
+
+    Of `Cosines` only the values are, and with a step for each coefficient, as those of the sparse transform are: 2^bits
+    − 1 even steps about zero up to the largest of its values.
+    """
+    if bits == 32:
+        return dict(weights)
+    if not isinstance(model, Cosines):
+        return {name: _rounded(value, bits) for name, value in weights.items()}
+    values, which = weights["values"], model.kept(weights)
+    largest = values.new_zeros(weights["ranks"].shape[1]).scatter_reduce_(0, which, values.abs(), "amax")
+    step = (largest / (2 ** (bits - 1) - 1)).clamp(min=1e-12)[which]
+    return {**weights, "values": step * (values / step).round()}
 
 
 def _rounded(value: Tensor, bits: int) -> Tensor:
@@ -63,5 +75,5 @@ def score(result: Result, truth: Tensor, bits: int = 32, transform: float | None
         return picture if base is None else base + 2 * picture.double() - 1
 
     whole = shown(network.weights)
-    stored = whole if bits == 32 else shown(quantised(network.weights, bits))
+    stored = whole if bits == 32 else shown(quantised(network.model, network.weights, bits))
     return Score(metrics.psnr(stored, truth), metrics.ssim(stored, truth), metrics.psnr(whole, truth))

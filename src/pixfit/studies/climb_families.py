@@ -102,9 +102,14 @@ def _resolution(problem: Problem, model: Mlp, number: int) -> Model:
 
 
 def _cosines(problem: Problem, model: Model, count: Count, budget: float) -> Model | None:
+    """As many classes as suit the budget, and as many values as it allows then."""
     channels, height, width = problem.shape
     made = Cosines.within(budget, height, width, channels)
-    return made if count(made) <= budget else None
+
+    def grown(problem: Problem, model: Model, number: int) -> Model:
+        return replace(made, values=number)
+
+    return _by(grown, most=made.tiles * channels * made.side**2)(problem, made, count, budget)
 
 
 def _rank(problem: Problem, model: Mlp, number: int) -> Model:
@@ -243,11 +248,17 @@ class Compact:
 def counted(model: Model, channels: int, bits: int = 32) -> float:
     """How many numbers of 32 bits the stored tensors of a network count as: fixed frequencies, too.
 
-    With fewer bits each tensor has two numbers more, its least value and its step.
+    With fewer bits each tensor has two numbers more, its least value and its step. Of `Cosines` only the values have
+    fewer, with a step for each coefficient; what says which they are takes the bits that it needs.
     """
     numbers = model.stored_numbers(out_features=channels)
     if bits == 32:
         return numbers
+    if isinstance(model, Cosines):
+        coefficients = channels * model.side**2
+        told = model.tiles * math.ceil(math.log2(model.classes * (coefficients + 1)))
+        told += model.classes * coefficients * math.ceil(math.log2(coefficients))
+        return (model.values * bits + told) / 32 + coefficients + channels * (channels + 1)
     return numbers * bits / 32 + 2 * _tensors(model, channels)
 
 
@@ -274,6 +285,7 @@ COMPACT: dict[str, Compact] = {
     "finer": Compact(Family(_sines(Finer(4, 256)), _by(_width), "Liu et al., CVPR 2024; Adam 1e-3, β₂ 0.99, cosine")),
     "bottleneck": Compact(Family(_sines(_SIREN), _by(_bottlenecks), "SIREN, every second layer a quarter as wide")),
     "compact": Compact(FAMILIES["compact"]),
+    "compact-8bit": Compact(FAMILIES["compact"], bits=8),
     "grid": Compact(_COARSE),
     "transform+grid": Compact(_COARSE, transform=True),
     "tiles-8bit": Compact(_TILED, bits=8),

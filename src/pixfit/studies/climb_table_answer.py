@@ -211,14 +211,24 @@ def _stored(
 
 
 def _beaten(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Of each budget, what comes nearest to the control, or beats it."""
+    """Of each budget, with all bits and with few, what comes nearest to its control, or beats it."""
     lines = []
     for budget in dict.fromkeys(row["budget"] for row in rows):
-        block = [row for row in rows if row["budget"] == budget and row.get("above the transform") is not None]
-        best = sorted(block, key=lambda row: -row["above the transform"])[:3]
-        shown = ", ".join(f"{row['method']} {row['PSNR']:.2f} dB ({row['above the transform']:+.2f})" for row in best)
-        if best:
-            lines.append(f"* at most {budget:,} numbers: {shown} against the sparse transform with as many bits.")
+        for bits in (32, _BITS):
+            block = [
+                row
+                for row in rows
+                if row["budget"] == budget and row.get("above the transform") is not None
+                and COMPACT[row["method"]].bits == bits
+            ]  # fmt: skip
+            best = sorted(block, key=lambda row: -row["above the transform"])[:3]
+            shown = ", ".join(
+                f"{row['method']} {row['PSNR']:.2f} dB ({row['above the transform']:+.2f})" for row in best
+            )
+            if best:
+                lines.append(
+                    f"* at most {budget:,} numbers, stored in {bits} bits: {shown}, against the sparse transform so."
+                )
     return "\n".join(lines)
 
 
