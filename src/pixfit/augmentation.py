@@ -59,13 +59,14 @@ def drawn(pictures: Tensor, generator: torch.Generator, *, turns: bool, crop: fl
         chosen = ways[torch.randint(len(ways), (count,), generator=generator)].tolist()
         pictures = torch.stack([turned(picture, copy) for picture, copy in zip(pictures, chosen, strict=True)])
     if crop < 1:
-        share = crop + (1 - crop) * torch.rand(count, 1, generator=generator)
+        share = (crop + (1 - crop) * torch.rand(count, 1, generator=generator)).to(pictures)
+        middles = torch.rand(2, count, 1, generator=generator).to(pictures)
         # Places run from -1 to 1, edge to edge. A product of matrices would round them on some cards.
         axes = [
-            share * (torch.arange(1, 2 * side, 2) / side - 1) + (1 - share) * (2 * middle - 1)
-            for side, middle in zip((height, width), torch.rand(2, count, 1, generator=generator), strict=True)
+            share * (torch.arange(1, 2 * side, 2, device=pictures.device) / side - 1) + (1 - share) * (2 * middle - 1)
+            for side, middle in zip((height, width), middles, strict=True)
         ]
         rows, columns = axes[0][:, :, None].expand(-1, -1, width), axes[1][:, None].expand(-1, height, -1)
-        places = torch.stack([columns, rows], dim=3).to(pictures)
+        places = torch.stack([columns, rows], dim=3)
         pictures = F.grid_sample(pictures, places, mode="bilinear", padding_mode="border", align_corners=False)
     return pictures
