@@ -282,10 +282,10 @@ class Copies(Gallery):
     ) -> Copies:  # fmt: skip
         """Of pictures, with the other settings of a `Gallery`. A copy's name is the picture's and that of the view."""
         views = COPIES.get(by, {}).items()
-        if (total := sum(one.pixels for one in pictures)) * len(views) > 2 * _MOST:  # before they are made
+        if (total := sum(one.pixels for one in pictures)) * len(views) > 2 * _MOST:
             raise ValueError(
-                f"the pictures have {total:,} pixels in all and {len(views)} copies each, and a gallery takes {_MOST:,} "
-                "pixels; use fewer or smaller ones, or no copies"
+                f"the pictures have {total:,} pixels in all, with {len(views)} views of each, and a gallery takes "
+                f"{_MOST:,}; use fewer or smaller ones, or no copies"
             )
         made = [
             replace(one, data=view(one.data), name=f"{one.name} {name}" if name else one.name)

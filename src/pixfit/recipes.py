@@ -81,8 +81,8 @@ def compact(problem: Problem) -> Spec:
     """Few numbers: cosines in tiles of 8 pixels, as many in a tile as it needs, a fifth of a number a picture value.
 
     Nothing is trained where every pixel was measured by itself: the best coefficients are known, and choosing them
-    takes seconds. At equal numbers it is above the largest coefficients of a block transform, which are above every
-    network that was trained here; see docs/log.md. Numbers have 32 bits, so that a file of it is hardly smaller than
+    takes seconds. At equal numbers it is above the largest coefficients of a block transform, which are above the
+    networks that were trained here, but for SIRENs of half as many numbers and less; see docs/log.md. Numbers have 32 bits, so that a file of it is hardly smaller than
     the picture's own 8-bit samples. Pictures of few tiles (under 48 pixels a side) pay more for the order of
     frequencies.
     """

@@ -1,4 +1,4 @@
-"""What needs no training, beside the climb's fits: a sparse block transform, Lanczos' filter, back-projection."""
+"""What needs no training, beside the climb's fits: a sparse block transform, and Lanczos' filter."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from torch import Tensor
 
-from pixfit.operators import Radon
-
-__all__ = ["back_projected", "colours", "own_samples", "resized", "sparse_dct"]
+__all__ = ["colours", "own_samples", "resized", "sparse_dct"]
 
 _BLOCK = 16  # pixels of a side
 
@@ -74,24 +72,3 @@ def resized(picture: Tensor, height: int, width: int) -> Tensor:
         for plane in picture
     ]
     return torch.stack([torch.from_numpy(np.array(plane)) for plane in planes]).clamp(0, 1)
-
-
-def back_projected(sinogram: Tensor, operator: Radon, shape: tuple[int, int, int]) -> Tensor:
-    """Filtered back-projection with a ramp filter, by scikit-image, clamped to [0, 1].
-
-    Args:
-        sinogram: (C, D, angles), as the operator measures it.
-        shape: (C, H, W) of the picture.
-    """
-    from skimage.transform import iradon
-
-    channels, height, width = shape
-    side = max(height, width)
-    top, left = side // 2 - height // 2, side // 2 - width // 2  # both turn about the same pixel
-    theta, planes = np.array(operator.degrees), []
-    for channel in sinogram.double().numpy():
-        whole = iradon(  # type: ignore[no-untyped-call]
-            channel * len(channel), theta=theta, output_size=side, filter_name="ramp", circle=False
-        )
-        planes.append(whole[top : top + height, left : left + width])
-    return torch.from_numpy(np.stack(planes)).float().clamp(0, 1).reshape(channels, height, width)
