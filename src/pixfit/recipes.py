@@ -82,9 +82,9 @@ def compact(problem: Problem) -> Spec:
 
     Nothing is trained where every pixel was measured by itself: the best coefficients are known, and choosing them
     takes seconds. At equal numbers it is above the largest coefficients of a block transform, which are above the
-    networks that were trained here, but for SIRENs of half as many numbers and less; see docs/log.md. Numbers have 32 bits, so that a file of it is hardly smaller than
-    the picture's own 8-bit samples. Pictures of few tiles (under 48 pixels a side) pay more for the order of
-    frequencies.
+    networks that were trained here, but for SIRENs of half as many numbers and less; see docs/log.md. Numbers have 32
+    bits, so that a file of it is hardly smaller than the picture's own 8-bit samples. Pictures of few tiles (under 48
+    pixels a side) pay more for the order of frequencies.
     """
     channels, height, width = problem.shape
     pointwise = problem.operator.pointwise
