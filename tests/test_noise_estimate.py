@@ -13,7 +13,14 @@ from torch.nn import functional
 
 import pixfit as pf
 from pixfit.images import BUNDLED
-from pixfit.noise_estimate import CORRELATED, GRIDDED, jpeg_grid, neighbour_correlation, warnings
+from pixfit.noise_estimate import (
+    CORRELATED,
+    GRIDDED,
+    jpeg_grid,
+    neighbour_correlation,
+    shared_level,
+    signs_of_shared_noise,
+)
 
 
 def photograph(name: str, side: int = 192) -> Tensor:
@@ -63,11 +70,11 @@ def test_independent_noise_is_not_shared(name: str) -> None:
         noisy = (clean + sigma * drawn(clean.shape)).clamp(0, 1)
         assert neighbour_correlation(noisy) < CORRELATED
         assert jpeg_grid(noisy) < GRIDDED
-        assert warnings(noisy) == ()
+        assert signs_of_shared_noise(noisy) == ()
     counted = torch.poisson(30 * clean, generator=torch.Generator().manual_seed(1)) / 30
-    assert warnings(counted) == ()
+    assert signs_of_shared_noise(counted) == ()
     alike = (clean + 25 / 255 * drawn(clean[:1].shape)).clamp(0, 1)  # one value for all channels of a pixel
-    assert warnings(alike) == ()
+    assert signs_of_shared_noise(alike) == ()
 
 
 # --- shared noise does
@@ -79,7 +86,7 @@ def test_blurred_noise_is_shared(name: str) -> None:
     for sigma in (10 / 255, 25 / 255):
         noisy = (clean + sigma * blurred(drawn(clean.shape), 0.6)).clamp(0, 1)
         assert neighbour_correlation(noisy) > CORRELATED
-        (line,) = warnings(noisy)
+        (line,) = signs_of_shared_noise(noisy)
         assert line.startswith("neighbouring pixels share their noise")
 
 
@@ -89,7 +96,7 @@ def test_noise_of_resized_pictures_is_shared(factor: float) -> None:
     found = 0
     for name in BUNDLED:
         clean = photograph(name)
-        lines = warnings(resized((clean + 25 / 255 * drawn(clean.shape)).clamp(0, 1), factor))
+        lines = signs_of_shared_noise(resized((clean + 25 / 255 * drawn(clean.shape)).clamp(0, 1), factor))
         found += len(lines) == 1 and "share their noise" in lines[0]
     assert found >= len(BUNDLED) - (factor < 1)
 
@@ -98,7 +105,9 @@ def test_noise_of_resized_pictures_is_shared(factor: float) -> None:
 def test_jpeg_shows_its_grid_wherever_it_begins(shift: int) -> None:
     """In all but one of the pictures, which is of bricks."""
     kept = [jpeg(photograph(name), 50)[:, shift:, 2 * shift :] for name in BUNDLED]
-    found = [jpeg_grid(each) > GRIDDED and warnings(each)[0].startswith("it was kept as JPEG") for each in kept]
+    found = [
+        jpeg_grid(each) > GRIDDED and signs_of_shared_noise(each)[0].startswith("it was kept as JPEG") for each in kept
+    ]
     assert sum(found) >= len(BUNDLED) - 1
 
 
@@ -120,11 +129,31 @@ def test_the_correlation_of_noise_alone_is_that_of_the_formula() -> None:
     assert neighbour_correlation(0.5 + 0.1 * shared) == pytest.approx((across + down) / 2 + 2 / 3, abs=0.01)
 
 
+@pytest.mark.parametrize("sigma", [0.02, 0.1])
+def test_the_level_of_shared_noise_is_that_of_noise_alone(sigma: float) -> None:
+    """On a slope, for a blur of 0.6 pixels; for others it is not far from it."""
+    slope = torch.linspace(0.2, 0.8, 256).expand(3, 256, 256)
+    noise = drawn(torch.Size((3, 256, 256)))
+    for blur, within in ((0.0, 0.12), (0.6, 0.02), (0.9, 0.2)):
+        noisy = slope + sigma * (blurred(noise, blur) if blur else noise)
+        assert shared_level(noisy) == pytest.approx(sigma, rel=within)
+    assert shared_level(slope) < 1e-3
+
+
+@each
+def test_the_level_of_shared_noise_in_photographs(name: str) -> None:
+    """Within three tenths, but for pictures that are flat nowhere; there it is too high."""
+    clean = photograph(name)
+    noisy = (clean + 25 / 255 * blurred(drawn(clean.shape), 0.6)).clamp(0, 1)
+    assert 0.7 < 255 / 25 * shared_level(noisy) < 1.5
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 12, 12), (1, 12, 70), (3, 64, 64), (4, 70, 65)], ids=str)
 def test_small_and_flat_pictures_say_nothing(shape: tuple[int, int, int]) -> None:
     for flat in (torch.zeros(shape), torch.full(shape, 0.7)):
         assert neighbour_correlation(flat) == 0.0
         assert jpeg_grid(flat) == 0.0
-        assert warnings(flat) == ()
+        assert signs_of_shared_noise(flat) == ()
+        assert shared_level(flat) == pytest.approx(0.0, abs=1e-9)
     noise = drawn(torch.Size(shape))
     assert np.isfinite([neighbour_correlation(noise), jpeg_grid(noise)]).all()

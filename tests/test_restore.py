@@ -21,7 +21,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import pixfit as pf
-from pixfit import classical, engine, images, metrics, pieces, restore, run, tasks
+from pixfit import classical, engine, images, metrics, noise_estimate, pieces, restore, run, tasks
 from pixfit.cli import app
 from pixfit.images import Image
 from pixfit.models import Hourglass
@@ -30,6 +30,7 @@ from pixfit.pieces import Canvas, Piece
 from pixfit.problem import View, stream
 from pixfit.restore import fits, pictures
 from pixfit.stopping import HeldOut
+from pixfit.studies.restore_pictures import crop
 from tests.conftest import picture
 
 KEYS = {"task", "status", "stop_rule", "stop_step", "steps", "seconds", "file"}
@@ -110,7 +111,8 @@ def test_total_variation_undoes_a_blur_with_noise() -> None:
     for sigma in (0.0, 0.03):
         blurred = pf.GaussianNoise(sigma)(Blur(kernel).forward(image.data), stream(0, "noise")).clamp(0, 1)
         whole = Piece(slice(None), slice(None), Blur(kernel), (3, 24, 27), blurred)
-        whole = dataclasses.replace(whole, held_out=pictures._held_out(tasks.deblurring(kernel), blurred, None, 0))
+        held_out, _ = pictures._held_out(tasks.deblurring(kernel), blurred, None, 0)
+        whole = dataclasses.replace(whole, held_out=held_out)
         found[sigma] = metrics.psnr(tasks.deblurring(kernel).estimate(whole, None), image.data)
         every = {s: classical.total_variation(whole.view, s) for s in tasks._STRENGTHS}
         errors = {s: whole.held_out_error(picture) for s, picture in every.items()}
@@ -145,15 +147,94 @@ def test_a_denoising_fit_stops_by_itself_near_its_best_step() -> None:
     assert scores["psnr"] > scores["psnr_degraded"] + 2  # type: ignore[operator]
 
 
-def test_noise_that_neighbours_share_is_told() -> None:
-    """A blur of the noise by 0.6 pixels brings a note; the same noise as it is brings none."""
-    clean = images.load("astronaut").data[:, 150:246, 60:156]
-    noise = 25 / 255 * torch.randn(clean.shape, generator=stream(0, "noise"))
-    blurred = Blur(gaussian_kernel(0.6)).forward(noise)
-    shared = blurred * noise.std() / blurred.std()
-    said = [restore.denoise(Image((clean + one).clamp(0, 1)), steps=1).notes for one in (noise, shared)]
-    assert not said[0]
-    assert "neighbouring pixels share their noise" in said[1][0]
+# --- noise that neighbours share
+
+
+def shared_noise(clean: Tensor) -> Tensor:
+    """The picture with noise of σ 25/255 that was blurred by 0.6 pixels."""
+    blurred = Blur(gaussian_kernel(0.6)).forward(torch.randn(clean.shape, generator=stream(0, "noise")))
+    return (clean + 25 / 255 * blurred / blurred.std()).clamp(0, 1)
+
+
+def detailed(side: int) -> Tensor:
+    return images.load("astronaut").data[:, 150 : 150 + side, 60 : 60 + side].clone()
+
+
+def test_noise_that_neighbours_share_is_told_and_has_squares_held_out() -> None:
+    """Without being asked; the same noise as it is brings neither a note nor squares."""
+    clean = detailed(96)
+    alone = Image((clean + 25 / 255 * torch.randn(clean.shape, generator=stream(0, "noise"))).clamp(0, 1))
+    assert not restore.denoise(alone, steps=1).notes
+    image = Image(shared_noise(clean))
+    done = restore.denoise(image, steps=1)
+    assert "neighbouring pixels share their noise" in done.notes[0]
+    assert "squares of pixels are held out" in done.notes[0]
+    assert torch.equal(restore.denoise(image, steps=1, held_out="squares").image.data, done.image.data)
+    single = restore.denoise(image, steps=1, held_out="pixels")
+    assert "the fit may go on for too long" in single.notes[0]
+    assert not torch.equal(single.control, done.control)
+
+
+def test_a_fit_sees_nothing_of_squares() -> None:
+    """Whatever stands in them, between their borders and their middles, gives one fit, bit for bit."""
+    image, task = noisy(clean()), tasks.denoising(0.1, squares=True)
+    held_out, scored = pictures._held_out(task, image.data, None, 0)
+    assert held_out is not None
+    assert scored is not None
+    assert int(held_out.sum()) == 9 * int(scored.sum()) > 0
+    piece = Piece(slice(None), slice(None), Identity(), (3, 24, 27), image.data, None, held_out, scored)
+    assert piece.view.use is not None
+    assert torch.equal(piece.view.use, ~held_out)
+    assert piece.view.held_out is scored
+    other = Image(torch.where(held_out & ~scored, 0.3, image.data))
+    ours, theirs = (restore.denoise(one, sigma=0.1, steps=10, held_out="squares") for one in (image, other))
+    assert torch.equal(ours.fitted, theirs.fitted)
+    assert torch.equal(ours.curves[0]["held_out"], theirs.curves[0]["held_out"])
+    assert not torch.equal(ours.control, theirs.control)
+    # In the middles it chooses by them.
+    error = (ours.fitted - image.data)[scored.expand(3, -1, -1)].square().mean()
+    assert float(ours.curves[0]["held_out"].min()) == pytest.approx(float(error), rel=1e-4)
+    blind = task.estimate(piece, ours.fitted)
+    assert torch.equal(task.estimate(dataclasses.replace(piece, measurement=other.data), ours.fitted), blind)
+
+
+def test_a_fit_without_squares_keeps_its_id() -> None:
+    held_out = torch.zeros(1, 16, 16, dtype=torch.bool)
+    held_out[:, 3:6, 3:6] = True
+    piece = Piece(slice(None), slice(None), Identity(), (3, 16, 16), picture(3, 16, 16).data, None, held_out)
+    task = tasks.denoising(0.1)
+    alone, squares = (
+        task.spec(fits._sealed(task, one), steps=9) for one in (piece, dataclasses.replace(piece, scored=held_out))
+    )
+    assert alone.id == "249c823ff611a5e623a5"
+    assert squares.id != alone.id
+
+
+def test_the_level_of_shared_noise_is_found() -> None:
+    """Non-local means at the usual estimate, from the finest wavelets, leaves most of such noise where it is."""
+    clean = detailed(64)
+    given = shared_noise(clean)
+    piece = Piece(slice(None), slice(None), Identity(), (3, 64, 64), given)
+    usual, found = (metrics.psnr(tasks.denoising(squares=kind).estimate(piece, None), clean) for kind in (False, True))
+    best = max(metrics.psnr(classical.nonlocal_means(given, sigma / 255), clean) for sigma in (16, 20, 25, 30))
+    assert found > usual + 2
+    assert found > best - 0.7
+    assert restore.denoise(Image(given), steps=1).sigma == noise_estimate.shared_level(given)
+
+
+@pytest.mark.slow
+def test_held_out_squares_end_a_fit_of_shared_noise_near_its_best_step() -> None:
+    """Single pixels do not end it at all."""
+    clean = Image(detailed(64))
+    image = Image(shared_noise(clean.data))
+    done = {kind: restore.denoise(image, steps=900, held_out=kind, truth=clean) for kind in ("squares", "pixels")}
+    scores = {kind: one.scores(clean) for kind, one in done.items()}
+    fitted = {kind: metrics.psnr(one.fitted, clean.data) for kind, one in done.items()}
+    assert done["squares"].stop_rule == "held_out"
+    assert fitted["squares"] > scores["squares"]["psnr_oracle"] - 0.4  # type: ignore[operator]
+    assert done["pixels"].stop_rule == "steps"
+    assert fitted["squares"] > fitted["pixels"] + 0.5
+    assert scores["squares"]["psnr"] > scores["pixels"]["psnr"] + 1  # type: ignore[operator]
 
 
 def test_known_pixels_are_never_touched() -> None:
@@ -243,6 +324,7 @@ def test_grey_pictures_and_odd_sides() -> None:
     ("call", "message"),
     [
         (lambda image: restore.denoise(image, sigma=25), "sigma is 25"),
+        (lambda image: restore.denoise(image, held_out="rows"), "held_out is 'rows'"),
         (lambda image: restore.denoise(image, runs=0), "runs is 0"),
         (lambda image: restore.denoise(image, steps=0), "steps is 0"),
         (lambda image: restore.denoise(image, truth=picture(3, 24, 28)), "28×24"),
@@ -309,13 +391,17 @@ def test_pieces_put_a_picture_together_again(height: int, width: int, side: int,
     small = torch.rand(2, height, width, generator=torch.Generator().manual_seed(0))
     shape = (2, height * factor, width * factor)
     answer = small.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    whole = Piece(slice(None), slice(None), Identity(), shape, small, held_out=torch.rand(1, height, width) < 0.5)
+    held_out = torch.rand(1, height, width) < 0.5
+    scored = held_out & (torch.rand(1, height, width) < 0.5)
+    whole = Piece(slice(None), slice(None), Identity(), shape, small, held_out=held_out, scored=scored)
     canvas = Canvas(shape, overlap)
     parts = pieces.cut(whole, side=side, least=side, overlap=overlap, factor=factor)
     for part in parts:
         assert max(part.shape[1:]) <= max(side, 2 * (-(-overlap // factor)) * factor)
         assert part.held_out is not None
-        assert part.held_out.shape[1:] == part.measurement.shape[1:]
+        assert part.scored is not None
+        assert part.held_out.shape[1:] == part.scored.shape[1:] == part.measurement.shape[1:]
+        assert not bool((part.scored & ~part.held_out).any())
         canvas.add(part, answer[:, part.rows, part.columns])
     torch.testing.assert_close(canvas.picture(), answer, rtol=0, atol=1e-5)
 
@@ -514,6 +600,16 @@ def test_with_a_truth_it_tells_how_near_it_is(elsewhere: Path) -> None:
     assert "restored" in pixfit(*arguments).stdout
 
 
+def test_squares_may_be_asked_for(elsewhere: Path) -> None:
+    arguments = ("denoise", "noisy.png", "--steps", "4", "--json", "-o")
+    assert set(json.loads(pixfit(*arguments, "a.png", "--held-out", "squares").stdout)) == KEYS
+    pixfit(*arguments, "b.png", "--held-out", "pixels")
+    pixfit(*arguments, "c.png")  # the picture is too small to show what its noise is like
+    one, other, auto = ((elsewhere / name).read_bytes() for name in ("a.png", "b.png", "c.png"))
+    assert one != other
+    assert auto == other
+
+
 def test_holes_may_be_transparent_and_deep(elsewhere: Path) -> None:
     pixfit("inpaint", "holes.png", "-o", "whole.png", "--steps", "2")
     whole, holes = images.load("whole.png"), images.load("holes.png", alpha="keep")
@@ -542,6 +638,7 @@ def test_a_mask_may_be_any_picture(elsewhere: Path) -> None:
         (("denoise", "noisy.png", "-o", "a.png", "--truth", "small.png"), "one size"),
         (("denoise", "noisy.png", "-o", "a.png", "--preview", "a.png"), "name of its own"),
         (("denoise", "noisy.png", "-o", "a.png", "--device", "nonsense"), "cannot be used"),
+        (("denoise", "noisy.png", "-o", "a.png", "--held-out", "rows"), "it may be auto, pixels or squares"),
         (("inpaint", "noisy.png", "-o", "a.png"), "--mask"),
         (("inpaint", "noisy.png", "-o", "a.png", "--mask", "small.png"), "one size"),
         (("deblur", "noisy.png", "-o", "a.png"), "--kernel"),
@@ -605,9 +702,13 @@ def test_the_benchmark_prints_its_table(
     said = json.loads(capsys.readouterr().out)
     assert len(said["rows"]) == 2
     assert set(said["means"]) == {"noisy", "nlm", "stopped", "oracle", "blend"}
+    part, whole = crop(clean(), 20).data, clean().data
+    noise = [torch.randn(each.shape, generator=stream(0, "noise")) for each in (part, whole)]
+    levels = [
+        metrics.psnr((each + 25 / 255 * own).clamp(0, 1), each) for each, own in zip((part, whole), noise, strict=True)
+    ]
+    assert said["rows"][0]["noisy"] == pytest.approx(levels[0], abs=0.05)
+    assert script.main(["clean.png", "--side", "64", "--steps", "3", "--json"]) == 0  # a smaller picture as it is
+    assert json.loads(capsys.readouterr().out)["rows"][0]["noisy"] == pytest.approx(levels[1], abs=0.05)
     assert script.main(["clean.png", "--side", "20", "--steps", "3"]) == 0
     assert "mean" in capsys.readouterr().out
-    whole = clean()
-    part = script.crop(whole, 20)
-    assert part.data.shape == (3, 20, 20)
-    assert script.crop(whole, 64) is whole

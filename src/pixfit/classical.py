@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 from typing import Literal
 
@@ -13,9 +15,13 @@ from torch import Tensor
 from pixfit import starts
 from pixfit.problem import View
 
-__all__ = ["biharmonic", "enlarged", "median", "noise_level", "nonlocal_means", "total_variation", "wavelets"]
+__all__ = [
+    "biharmonic", "block_matching", "enlarged", "has_block_matching", "median", "noise_level", "nonlocal_means",
+    "total_variation", "wavelets",
+]  # fmt: skip
 
 _FEWEST = 25  # known pixels that bi-harmonic inpainting needs
+_BLOCK = 8  # pixels a side of the blocks that BM3D matches
 
 
 def nonlocal_means(noisy: Tensor, sigma: float) -> Tensor:
@@ -31,6 +37,28 @@ def nonlocal_means(noisy: Tensor, sigma: float) -> Tensor:
         channel_axis=None if grey else -1,
     )  # fmt: skip
     return _tensor(found.reshape(*noisy.shape[1:], -1))  # scikit-image drops sides of one pixel
+
+
+def has_block_matching() -> bool:
+    """Whether `block_matching` can be had: whether the package ``bm3d`` is installed."""
+    return importlib.util.find_spec("bm3d") is not None
+
+
+def block_matching(noisy: Tensor, sigma: float) -> Tensor:
+    """BM3D (Dabov et al., IEEE TIP 2007) as its authors have it since 2020, of (C, H, W) with white noise.
+
+    It is their package ``bm3d``, which must be installed. It is free for non-commercial use only, so that pixfit does
+    not ask for it anywhere; it serves as a control.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    bm3d = importlib.import_module("bm3d")
+    if sigma <= 0 or min(noisy.shape[1:]) < _BLOCK:
+        return noisy.clone()
+    samples = noisy.movedim(0, -1).double().numpy()
+    found = bm3d.bm3d_rgb(samples, sigma) if len(noisy) == 3 else bm3d.bm3d(samples, sigma)
+    return _tensor(found.reshape(samples.shape)).clamp(0, 1)
 
 
 def wavelets(noisy: Tensor, sigma: float) -> Tensor:

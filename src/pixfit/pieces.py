@@ -25,6 +25,7 @@ class Piece:
         measurement: (C, h, w).
         known: bool (1, h, w), what was measured; None: everything.
         held_out: bool (1, h, w), measured pixels that no estimate may use; None: no such.
+        scored: bool (1, h, w), those of them at which errors are compared; None: all of them.
     """
 
     rows: slice
@@ -34,18 +35,22 @@ class Piece:
     measurement: Tensor
     known: Tensor | None = None
     held_out: Tensor | None = None
+    scored: Tensor | None = None
 
     @property
     def view(self) -> View:
+        """What a fit may see; its held-out samples are those that are scored."""
         use = self.known
         if self.held_out is not None:
             use = ~self.held_out if use is None else use & ~self.held_out
-        return View(self.measurement, self.operator, self.shape, use, self.held_out)
+        scored = self.held_out if self.scored is None else self.scored
+        return View(self.measurement, self.operator, self.shape, use, scored)
 
     def held_out_error(self, picture: Tensor) -> float:
-        """Mean squared error of a picture (C, H, W) at the held-out pixels, which there must be."""
-        assert self.held_out is not None
-        wanted = self.held_out.expand_as(self.measurement)
+        """Mean squared error of a picture (C, H, W) at the held-out pixels that are scored, which there must be."""
+        scored = self.view.held_out
+        assert scored is not None
+        wanted = scored.expand_as(self.measurement)
         return float((self.operator.forward(picture.clamp(0, 1)) - self.measurement)[wanted].square().mean())
 
 
@@ -94,10 +99,11 @@ def cut(whole: Piece, *, side: int, least: int, overlap: int, factor: int = 1) -
     for rows in _parts(height, part, limit, shared):
         for columns in _parts(width, part, limit, shared):
             measured = whole.measurement[:, rows, columns].contiguous()
-            known, held = (None if m is None else m[:, rows, columns] for m in (whole.known, whole.held_out))
+            masks = (whole.known, whole.held_out, whole.scored)
+            own = (None if mask is None else mask[:, rows, columns] for mask in masks)
             down, right = (slice(s.start * factor, s.stop * factor) for s in (rows, columns))
             shape = (channels, measured.shape[1] * factor, measured.shape[2] * factor)
-            found.append(Piece(down, right, whole.operator, shape, measured, known, held))
+            found.append(Piece(down, right, whole.operator, shape, measured, *own))
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pixfit import classical
+from pixfit import classical, noise_estimate
 from pixfit.models import Hourglass
 from pixfit.operators import Blur, Identity, LanczosDownsample, Operator
 from pixfit.optim import Adam
@@ -38,6 +38,7 @@ LOOK = 5
 
 _DECAY = 0.99  # of the average of outputs
 _HELD_OUT = 0.04  # of the measured pixels
+_HELD_OUT_SQUARES = 0.09  # of the measured pixels, a ninth of which is scored
 _STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3)  # of total variation, tried on held-out pixels
 _GENTLE = 1e-3  # strength of total variation where there is no noise
 
@@ -56,6 +57,8 @@ class Task:
         longest: steps of a fit at most, for pictures up to ``grows_from`` pixels a side; those of larger ones grow with
             the side, where there is such a size.
         held_out: fraction of the measured pixels that is kept out of the loss.
+        squares: whether those are squares of 3 x 3 pixels of which the middle is scored (`pixfit.held_out`), in place
+            of single pixels.
         factor: pixels of the answer for one of the measurement, along a side.
         reach: pixels along a side that one measured pixel depends on.
     """
@@ -69,6 +72,7 @@ class Task:
     longest: int = 1500
     grows_from: int | None = 96
     held_out: float = _HELD_OUT
+    squares: bool = False
     factor: int = 1
     reach: int = 1
 
@@ -89,20 +93,24 @@ class Task:
         )  # fmt: skip
 
 
-def denoising(sigma: float | None = None) -> Task:
-    """Of white noise of this standard deviation, in units of the range [0, 1]; only non-local means needs it.
+def denoising(sigma: float | None = None, *, squares: bool = False) -> Task:
+    """Of noise of this standard deviation, in units of the range [0, 1]; only non-local means needs it.
 
-    None: it is estimated of each piece.
+    Args:
+        sigma: None: it is estimated of each piece.
+        squares: whether squares are held out, for noise that neighbours share.
     """
+    level = noise_estimate.shared_level if squares else classical.noise_level
 
     def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
         noisy = piece.measurement
-        level = classical.noise_level(noisy) if sigma is None else sigma
+        strength = level(noisy) if sigma is None else sigma
         if fitted is not None and piece.held_out is not None:
             noisy = torch.where(piece.held_out, fitted, noisy)
-        return classical.nonlocal_means(noisy, level)
+        return classical.nonlocal_means(noisy, strength)
 
-    return Task("denoise", Identity(), estimate, HeldOut(150), blend=True)
+    fraction = _HELD_OUT_SQUARES if squares else _HELD_OUT
+    return Task("denoise", Identity(), estimate, HeldOut(150), blend=True, held_out=fraction, squares=squares)
 
 
 def inpainting() -> Task:

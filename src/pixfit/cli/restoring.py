@@ -56,6 +56,13 @@ def denoise(
         float | None,
         typer.Option(min=0, max=255, help="Standard deviation of the noise, of 255.", show_default="estimated"),
     ] = None,
+    held_out: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|pixels|squares",
+            help="What tells when to stop: single pixels, or squares of them for noise that neighbours share.",
+        ),
+    ] = "auto",
     no_blend: _NoBlend = False,
     runs: _Runs = 1,
     steps: _Updates = None,
@@ -70,7 +77,8 @@ def denoise(
 ) -> None:
     """Removes noise. It stops by itself, by pixels that it holds out.
 
-    It works on noise that differs from pixel to pixel. JPEG and resizing smear noise over neighbours; then it stays.
+    JPEG and resizing smear noise over neighbouring pixels. Where that shows, whole squares are held out: such noise is
+    harder to tell from the picture, and more of it stays.
 
     Example:  pixfit restore denoise noisy.png -o clean.png
               pixfit restore denoise noisy.png -o clean.png --sigma 25 --runs 2 --preview now.png
@@ -80,7 +88,8 @@ def denoise(
     image = _load(picture, output, max_pixels, quiet)
 
     def work(**options: Any) -> Restored:
-        return restore.denoise(image, sigma=None if sigma is None else sigma / 255, blend=not no_blend, **options)
+        level = None if sigma is None else sigma / 255
+        return restore.denoise(image, sigma=level, held_out=held_out, blend=not no_blend, **options)
 
     options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)

@@ -21,19 +21,27 @@ def denoise(
     image: Image,
     *,
     sigma: float | None = None,
+    held_out: str = "auto",
     blend: bool = True,
     **options: Unpack[Options],
 ) -> Restored:
-    """Removes noise that differs from pixel to pixel. Noise that neighbours share, as in JPEG files and resized
-    photographs, is taken for structure; where the picture shows it, the answer's ``notes`` say so.
+    """Removes noise.
+
+    A fit ends when it no longer gets better at pixels that it does not see. Where neighbours share their noise, as in
+    JPEG files and resized photographs, single pixels cannot tell: their noise can be read off those around them. Then
+    squares of 3 x 3 pixels are held out, and errors are compared in their middles; the answer's ``notes`` say so. That
+    serves as long as noise reaches hardly further than to the next pixel.
 
     The answer is blended with non-local means (Buades et al., CVPR 2005), by the weight that predicts the held-out
     pixels best. Ctrl-C ends the fit and gives the best so far; a second one ends the program.
 
     Args:
         image: the noisy picture. Alpha is kept as it is.
-        sigma: standard deviation of the noise in units of the range [0, 1]; by default it is estimated from the finest
-            wavelets (Donoho and Johnstone, 1994). Only non-local means needs it.
+        sigma: standard deviation of the noise in units of the range [0, 1], which only non-local means needs. By
+            default it is estimated from the finest wavelets (Donoho and Johnstone, 1994), of which shared noise has too
+            little; where squares are held out, by `pixfit.noise_estimate.shared_level`.
+        held_out: ``pixels`` or ``squares``; ``auto`` takes squares where the picture shows signs of such noise
+            (`pixfit.noise_estimate`).
         blend: whether to blend.
         options: see `Options`. Steps are by default 1500, and more above 96 pixels a side; the stopping rule usually
             ends the fit sooner.
@@ -43,11 +51,21 @@ def denoise(
     """
     if sigma is not None and not (is_number(sigma) and 0 <= sigma <= 1):
         raise ValueError(f"sigma is {sigma!r}; it must be 0 to 1, in units of the picture's range [0, 1]")
+    if held_out not in ("auto", "pixels", "squares"):
+        raise ValueError(f"held_out is {held_out!r}; it may be auto, pixels or squares")
     colours, alpha = colours_and_alpha(image)
-    level = classical.noise_level(colours) if sigma is None else float(sigma)
-    task = replace(tasks.denoising(level), blend=blend)
+    signs = noise_estimate.signs_of_shared_noise(colours)
+    squares = held_out == "squares" or (held_out == "auto" and bool(signs))
+    estimated = noise_estimate.shared_level if squares else classical.noise_level
+    level = estimated(colours) if sigma is None else float(sigma)
+    task = replace(tasks.denoising(level, squares=squares), blend=blend)
     done = restored(task, colours, **options).named(image, alpha)
-    return replace(done, sigma=level, notes=(*noise_estimate.warnings(colours), *done.notes))
+    follows = (
+        "squares of pixels are held out instead of single ones, so that the fit ends in time"
+        if squares
+        else "single held-out pixels cannot tell such noise from the picture, and the fit may go on for too long"
+    )
+    return replace(done, sigma=level, notes=(*(f"{sign}: {follows}" for sign in signs), *done.notes))
 
 
 def inpaint(

@@ -143,6 +143,8 @@ def _sealed(task: Task, piece: Piece) -> Sealed:
     """What is fitted, for the fit's id. The picture that is sought is known to nobody, only what was measured of it."""
     _, height, width = piece.shape
     masks = {"known": piece.known, "held_out": piece.held_out}
+    if piece.scored is not None:
+        masks["scored"] = piece.scored
     record = {
         "kind": "Measured",
         "image": {**Image(piece.measurement).canonical_value(), "height": height, "width": width},

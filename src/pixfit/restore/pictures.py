@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pixfit import classical, metrics, run
+from pixfit import classical, held_out, metrics, run
 from pixfit.canonical import is_whole
 from pixfit.images import Image
 from pixfit.pieces import Canvas, Piece, cut
@@ -60,8 +60,8 @@ def restored(
     degraded = classical.enlarged(measurement, task.factor) if task.factor > 1 else measurement
     shape = (degraded.shape[0], degraded.shape[1], degraded.shape[2])
     clean = None if truth is None else true_colours(truth, degraded, task.name)
-    held_out = _held_out(task, measurement, known, seed)
-    whole = Piece(slice(None), slice(None), task.operator, shape, measurement, known, held_out)
+    masks = _held_out(task, measurement, known, seed)
+    whole = Piece(slice(None), slice(None), task.operator, shape, measurement, known, *masks)
     overlap = max(_OVERLAP, task.reach)
     pieces = cut(whole, side=_PIECE, least=_WHOLE, overlap=overlap, factor=task.factor)
     worth = {piece for piece in pieces if _enough(piece) and not _complete(piece)}
@@ -117,17 +117,21 @@ def restored(
     )  # fmt: skip
 
 
-def _held_out(task: Task, measurement: Tensor, known: Tensor | None, seed: int) -> Tensor | None:
-    """Bool (1, h, w): some whole pixels that were measured. They are drawn at once, so that all pieces agree."""
+def _held_out(task: Task, measurement: Tensor, known: Tensor | None, seed: int) -> tuple[Tensor | None, Tensor | None]:
+    """Bool (1, h, w): some whole pixels that were measured, and those of them that are scored, None for all. They are
+    drawn at once, so that all pieces agree."""
     if task.held_out == 0:
-        return None
+        return None, None
     height, width = measurement.shape[1:]
-    seen = torch.ones(height * width, dtype=torch.bool) if known is None else known.flatten()
-    places = seen.nonzero()[:, 0]
-    order = torch.randperm(len(places), generator=stream(seed, "held-out"))
+    seen = torch.ones(1, height, width, dtype=torch.bool) if known is None else known
+    generator = stream(seed, "held-out")
+    if task.squares and min(height, width) >= _SMALLEST:  # there is no fit of a smaller picture that could use them
+        return held_out.squares(seen, task.held_out, generator)
+    places = seen.flatten().nonzero()[:, 0]
+    order = torch.randperm(len(places), generator=generator)
     chosen = torch.zeros(1, height, width, dtype=torch.bool)
     chosen.view(-1)[places[order[: max(1, round(task.held_out * len(places)))]]] = True
-    return chosen
+    return chosen, None
 
 
 def _complete(piece: Piece) -> bool:
@@ -138,7 +142,8 @@ def _complete(piece: Piece) -> bool:
 def _enough(piece: Piece) -> bool:
     """Whether there is enough of a piece for a network to be fitted."""
     seen = piece.measurement[0].numel() if piece.known is None else int(piece.known.sum())
-    held = piece.held_out is None or bool(piece.held_out.any())
+    scored = piece.view.held_out
+    held = scored is None or bool(scored.any())
     return min(piece.shape[1:]) >= _SMALLEST and seen >= _FEWEST and held
 
 
