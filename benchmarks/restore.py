@@ -11,34 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from pixfit import classical, images, metrics, restore
 from pixfit.images import Image
 from pixfit.noise import GaussianNoise
 from pixfit.problem import stream
+from pixfit.studies.restore_pictures import crop
 
-__all__ = ["crop", "main"]
+__all__ = ["main"]
 
 _EXAMPLES = "examples:\n  restore.py butterfly.png zebra.png\n  restore.py *.png --sigma 15 --side 128 --json"
 _COLUMNS = ("noisy", "nlm", "stopped", "oracle", "blend")
-
-
-def crop(image: Image, side: int) -> Image:
-    """The part of ``side`` by ``side`` pixels at the 80th percentile of gradient energy; a smaller picture as it is.
-
-    Of all parts whose corner lies on every eighth row and column: the energy is the mean of the squared differences to
-    the next row and to the next column of the mean of the colour channels. The part nearest to the 80th percentile
-    (linear interpolation) of all is taken, the first in reading order of equals.
-    """
-    if min(image.height, image.width) <= side:
-        return image
-    grey = image.data.double().mean(dim=0)
-    down, right = (grey[1:, :-1] - grey[:-1, :-1]).square(), (grey[:-1, 1:] - grey[:-1, :-1]).square()
-    energies = F.avg_pool2d((down + right)[None], side - 1, stride=8)[0]
-    place = int((energies - energies.flatten().quantile(0.8)).abs().argmin())
-    top, left = (8 * step for step in divmod(place, energies.shape[1]))
-    return Image(image.data[:, top : top + side, left : left + side].clone(), image.name)
 
 
 def _row(clean: Image, sigma: float, given: argparse.Namespace) -> dict[str, Any]:
@@ -62,13 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="PSNR in dB over whole crops, white noise clipped to [0, 1], its level known: non-local means "
         "(patch 5, distance 8, h 0.8 sigma), one fit stopped by itself, the best step of that fit, and the default "
-        "answer, a blend of both. " + str(crop.__doc__).split("\n\n")[1].replace("\n", " ").strip(),
+        "answer, a blend of both. The crops are the parts of the pictures at the 80th percentile of gradient energy, "
+        "as the study of restoration takes them.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="a picture file")
     parser.add_argument("--sigma", type=float, default=25.0, help="of the noise, of 255, default %(default)g")
-    parser.add_argument("--side", type=int, default=96, help="of the crops, default %(default)s")
+    parser.add_argument(
+        "--side", type=int, default=96, help="of the crops, default %(default)s; smaller pictures stay whole"
+    )
     parser.add_argument("--runs", type=int, default=1, help="fits that are averaged, default %(default)s")
     parser.add_argument("--steps", type=int, help="at most; by default as the command has it")
     parser.add_argument("--seed", type=int, default=0, help="of noise and networks, default %(default)s")
@@ -81,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     try:
         for path in given.pictures:
-            rows.append(_row(crop(images.load(path, alpha="drop"), given.side), given.sigma / 255, given))
+            image = images.load(path, alpha="drop")
+            part = crop(image, given.side) if min(image.height, image.width) > given.side else image
+            rows.append(_row(part, given.sigma / 255, given))
             if not given.json:
                 row = rows[-1]
                 if len(rows) == 1:

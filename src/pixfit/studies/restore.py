@@ -29,6 +29,7 @@ _WHOLE = (
     "butterfly", "bird", "baby", "woman", "head", "baboon", "barbara", "lenna", "pepper", "ppt3", "zebra", "F16_GT",
     "kate", "library", "vase", "image_Baboon512rgb", "image_House256rgb", "image_Lena512rgb", "image_Peppers512rgb",
 )  # fmt: skip
+_FEW = ("ours", "hourglass-small", "dip", "deep-decoder", "conv-decoder", "siren", "finer", "fourier")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class RestoreStudy(Study):
             whole pictures but for what is beyond a multiple of 32.
         tasks: which, see `pixfit.studies.restore_damages.DAMAGES`.
         methods: which, see `pixfit.studies.restore_methods.METHODS`.
-        leave_out: pairs of both that are not fitted, such as ``inpaint-50/dip``.
+        leave_out: pairs of both that are not fitted, such as ``inpaint-50/dip``. Nor are those that do not go together,
+            see `pixfit.studies.restore_methods.Method`.
         steps: of a fit at most; None: as many as the task has by default.
         seeds: how many, 0 and up; each has noise, masks, held-out pixels and networks of its own.
     """
@@ -66,6 +68,7 @@ class RestoreStudy(Study):
         },
         "laptop": {
             "pictures": _CROPPED, "side": 96, "tasks": ("denoise-25", "inpaint-50", "upscale-4"),
+            "methods": _FEW,
             "leave_out": ("inpaint-50/dip", "upscale-4/dip"),
         },
         "published": {},
@@ -94,6 +97,8 @@ class RestoreStudy(Study):
                 raise StudyError(f"{name} is {getattr(self, name)!r}; it must be a whole number, 1 or more")
         if self.side is not None and self.side < 20:
             raise StudyError(f"side is {self.side}; the networks of the study need 20 pixels or more")
+        if not any(self._lines):
+            raise StudyError("there is nothing to fit: no task is left that one of the methods can be fitted to")
 
     # ------------------------------------------------------------------------------------------------------------ fits
 
@@ -131,11 +136,18 @@ class RestoreStudy(Study):
 
     @property
     def _lines(self) -> Iterator[tuple[str, str]]:
-        """The pairs of task and method."""
-        for task in self.tasks:
-            for method in self.methods:
-                if f"{task}/{method}" not in self.leave_out:
-                    yield task, method
+        """The pairs of task and method that are fitted."""
+        return ((task, method) for task, method in self._pairs if f"{task}/{method}" not in self._left_out)
+
+    @property
+    def _pairs(self) -> Iterator[tuple[str, str]]:
+        return ((task, method) for task in self.tasks for method in self.methods)
+
+    @cached_property
+    def _left_out(self) -> tuple[str, ...]:
+        """Those that are not."""
+        apart = [f"{task}/{name}" for task, name in self._pairs if DAMAGES[task].task.name not in METHODS[name].serves]
+        return tuple(dict.fromkeys((*self.leave_out, *apart)))
 
     @property
     def _keys(self) -> Iterator[Key]:
@@ -160,7 +172,7 @@ class RestoreStudy(Study):
         found = {task: methods for task, methods in found.items() if methods}
         left_out = [name for name in self.pictures if name not in self.images_by_name]
         return restore_answer.answer(
-            found, controls, self.leave_out, left_out, lambda task: self._shown(store, task, found[task])
+            found, controls, self._left_out, left_out, lambda task: self._shown(store, task, found[task])
         )  # fmt: skip
 
     def _score(self, store: Store, row: Mapping[str, Any], spec: Spec, task: str, method: str) -> Score | None:

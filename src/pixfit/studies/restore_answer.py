@@ -157,6 +157,9 @@ def _checks(found: Rows, controls: Rows) -> Table:
             check(task, "ours minus bi-harmonic", _minus(ours, control), 0.0, None)
         elif task == "upscale-4":
             check(task, "ours minus total variation", _minus(ours, control), 0.8, None)
+        elif task in ("impulse-20", "impulse-50"):
+            over = _minus(lines.get("doip", {}), lines.get("hourglass-last", {}))
+            check(task, "double over-parameterisation minus a plain prior, both never stopped", over, 3.0, None)
     return Table("Checks", rows, "Wanted of the eight crops of 96 pixels, with two seeds.")
 
 
@@ -176,6 +179,10 @@ def _summary(found: Rows, controls: Rows, leave_out: Sequence[str], missing: Seq
         lines.append(f"* Nothing is finished of the methods {', '.join(every)}.")
     if others := [task for task in DAMAGES if task not in found]:
         lines.append(f"* Nothing is finished of the tasks {', '.join(others)}.")
+    if any("non-local means" in each and "BM3D" not in each for each in controls.values()):
+        lines.append(
+            "* BM3D is not among the controls: the package bm3d, free for non-commercial use, is not installed."
+        )
     if missing:
         lines.append(f"* These pictures were not there: {', '.join(missing)}.")
     return "\n".join(dict.fromkeys(lines))

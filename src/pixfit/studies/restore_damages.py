@@ -68,13 +68,16 @@ def _noise_controls(task: Task, sigma: float | None) -> dict[str, Control]:
     def level(piece: Piece) -> float:
         return classical.noise_level(piece.measurement) if sigma is None else sigma
 
-    return {
+    found: dict[str, Control] = {
         "degraded": _given,
         "median": lambda piece: classical.median(piece.measurement).clamp(0, 1),
         "wavelets": lambda piece: classical.wavelets(piece.measurement, level(piece)),
         "total variation": lambda piece: _tv(_TV_OF_SIGMA * level(piece), piece),
         "non-local means": lambda piece: task.estimate(piece, None).clamp(0, 1),
     }
+    if classical.has_block_matching():
+        found["BM3D"] = lambda piece: classical.block_matching(piece.measurement, level(piece))
+    return found
 
 
 _TV_OF_SIGMA = 0.8  # strength of total variation for white noise of σ = 1
@@ -122,6 +125,7 @@ DAMAGES: dict[str, Damage] = {
     "denoise-50": _denoise("white noise, σ 50/255, clipped", GaussianNoise(50 / 255), 50 / 255),
     "poisson-30": _denoise("Poisson noise, 30 counts at white, clipped; level estimated", PoissonNoise(30), None),
     "impulse-20": _denoise("20 % of the values black or white; level estimated", SaltAndPepper(0.2), None),
+    "impulse-50": _denoise("50 % of the values black or white; level estimated", SaltAndPepper(0.5), None),
     "inpaint-50": _inpaint("half of the pixels missing", lambda size, seed: masks.pixels(size, 0.5, seed)),
     "inpaint-text": _inpaint("text over the picture", lambda size, seed: masks.text(size, seed=seed)),
     "upscale-4": _upscale(4),

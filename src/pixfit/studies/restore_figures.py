@@ -39,7 +39,8 @@ def curves(title: str, methods: Mapping[str, Mapping[Key, Score]]) -> Figure:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    colours = colormaps["tab10"](np.arange(len(methods)) % 10)
+    name, count = ("tab10", 10) if len(methods) <= 10 else ("tab20", 20)
+    colours = colormaps[name](np.arange(len(methods)) % count)
     series: dict[Style, Curve] = {}
     for (name, scores), colour in zip(methods.items(), colours, strict=True):
         found = [score.curve for score in scores.values() if score.curve is not None]

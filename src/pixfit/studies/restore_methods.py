@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
-from pixfit.models import ConvDecoder, DeepDecoder, Finer, Fourier, Hourglass, Mlp, Model, Siren
-from pixfit.optim import Adam
+from pixfit.losses import L1, MSE, Loss
+from pixfit.models import (
+    AutoencodingSequential,
+    ConvDecoder,
+    DeepDecoder,
+    DoublyOverparameterised,
+    Finer,
+    Fourier,
+    Hourglass,
+    Mlp,
+    Model,
+    Perturbation,
+    SelfGuided,
+    Siren,
+    TotalVariation,
+)
+from pixfit.optim import Adam, Langevin
 from pixfit.problem import Problem
-from pixfit.spec import BestHeldOut, Last, Spec
-from pixfit.stopping import HeldOut
-from pixfit.tasks import LOOK, Task
+from pixfit.spec import AveragedOutput, BestHeldOut, Last, PosteriorMean, Spec
+from pixfit.starts import FromPicture, Start
+from pixfit.stopping import HeldOut, Never
+from pixfit.tasks import LOOK, Task, TaskName
 
 __all__ = ["METHODS", "Maker", "Method"]
 
@@ -26,26 +43,68 @@ class Method:
         title: a few words.
         make: its fits.
         blend: whether the answer is the task's blend with its classical estimate, where it has one.
+        serves: the names of the tasks that it can be fitted to.
     """
 
     title: str
     make: Maker
     blend: bool = False
+    serves: tuple[TaskName, ...] = get_args(TaskName)
 
 
 def _default(problem: Problem, task: Task, steps: int | None, seed: int) -> Spec:
     return task.spec(problem, steps=steps, seed=seed)
 
 
-def _prior(model: Callable[[int, int], Model], rate: float = 0.01) -> Maker:
+def _prior(model: Callable[[int, int], Model], rate: float = 0.01, loss: Loss | None = None) -> Maker:
     """The default fit with another network of whole pictures, made for (height, width)."""
 
     def make(problem: Problem, task: Task, steps: int | None, seed: int) -> Spec:
         _, height, width = problem.shape
         spec = task.spec(problem, steps=steps, seed=seed)
-        return replace(spec, model=model(height, width), optimiser=Adam(lr=rate))
+        return replace(spec, model=model(height, width), optimiser=Adam(lr=rate), loss=loss or MSE())
 
     return make
+
+
+def _small(height: int, width: int) -> Hourglass:
+    return Hourglass(channels=(32,) * _levels(height, width))
+
+
+def _shaken(height: int, width: int) -> Hourglass:
+    return replace(_small(height, width), perturbation=Perturbation(0.25))
+
+
+def _still(height: int, width: int) -> Hourglass:
+    return replace(_small(height, width), perturbation=Perturbation(0.0))
+
+
+def _to_the_end(make: Maker) -> Maker:
+    """These fits without a rule that ends them: the answer is the average at the last step."""
+
+    def unstopped(problem: Problem, task: Task, steps: int | None, seed: int) -> Spec:
+        return replace(make(problem, task, steps, seed), stopping=Never(), estimate=AveragedOutput())
+
+    return unstopped
+
+
+def _from_picture(make: Maker) -> Maker:
+    """These fits with a code that begins as what was measured, where that is a picture of the same size."""
+
+    def begun(problem: Problem, task: Task, steps: int | None, seed: int) -> Spec:
+        start = Start(FromPicture()) if problem.operator.pointwise else Start()
+        return replace(make(problem, task, steps, seed), start=start)
+
+    return begun
+
+
+def _sampled(problem: Problem, task: Task, steps: int | None, seed: int) -> Spec:
+    """Cheng et al. have 20,000 steps, of which 7,000 do not count, and then every 50th does; here so in proportion."""
+    spec = _prior(_small)(problem, task, steps, seed)
+    longest = spec.budget.steps
+    assert longest is not None
+    mean = PosteriorMean(burn_in=round(0.35 * longest), every=max(1, round(longest / 400)))
+    return replace(spec, optimiser=Langevin(), stopping=Never(), estimate=mean)
 
 
 def _coordinates(model: Callable[[float], Model], rate: float) -> Maker:
@@ -69,10 +128,7 @@ def _levels(height: int, width: int) -> int:
 
 METHODS: dict[str, Method] = {
     "ours": Method("what pixfit restore does", _default, blend=True),
-    "hourglass-small": Method(
-        "deep image prior, 32 channels",
-        _prior(lambda height, width: Hourglass(channels=(32,) * _levels(height, width))),
-    ),
+    "hourglass-small": Method("deep image prior, 32 channels", _prior(_small)),
     "dip": Method(
         "deep image prior, 128 channels as published",
         _prior(lambda height, width: Hourglass(channels=(128,) * _levels(height, width))),
@@ -93,5 +149,27 @@ METHODS: dict[str, Method] = {
         "Fourier features, 3 × 128",
         _coordinates(lambda side: Mlp(2, 128, encoding=Fourier(128, freq_scale=0.06 * side)), 1e-3),
     ),
+    "hourglass-last": Method("deep image prior, 32 channels, never stopped", _to_the_end(_prior(_small))),
+    "dip-l1": Method(
+        "deep image prior, 32 channels, absolute errors, never stopped", _to_the_end(_prior(_small, loss=L1()))
+    ),
+    "doip": Method(
+        "double over-parameterisation of 32 channels, never stopped",
+        _to_the_end(_prior(lambda height, width: DoublyOverparameterised(_small(height, width)))),
+        serves=("denoise", "inpaint", "deblur"),  # it has an outlier for each sample of the picture
+    ),
+    "self-guided": Method(
+        "self-guided deep image prior, 32 channels",
+        _from_picture(_prior(lambda height, width: SelfGuided(_shaken(height, width)))),
+    ),
+    "sequential": Method(
+        "autoencoding-sequential deep image prior, 32 channels",
+        _from_picture(_prior(lambda height, width: AutoencodingSequential(_still(height, width)))),
+    ),
+    "total-variation": Method(
+        "deep image prior, 32 channels, with a total-variation penalty of 0.01",
+        _prior(lambda height, width: TotalVariation(_small(height, width))),
+    ),
+    "sgld": Method("deep image prior, 32 channels, posterior mean by Langevin steps, never stopped", _sampled),
 }
 """The lines of the tables. A new one is a title and a function that returns its fit."""
