@@ -63,8 +63,11 @@ def test_recipes_learn(name: str) -> None:
     """Every recipe, made small, takes a smooth picture well above its best single colour."""
     from tests.conftest import picture
 
-    small = {"model.hidden_features": 32, "budget": {"kind": "Budget", "steps": 150}, "batches.pixels": None}
-    spec = pf.recipes.configure(pf.recipes.RECIPES[name](pf.Problem(picture(3, 24, 24))), small)
+    spec = pf.recipes.RECIPES[name](pf.Problem(picture(3, 24, 24)))
+    small = {"budget": {"kind": "Budget", "steps": 150}, "batches.pixels": None}
+    if hasattr(spec.model, "hidden_features"):
+        small["model.hidden_features"] = 32
+    spec = pf.recipes.configure(spec, small)
     if "climb" in name:
         spec = pf.recipes.configure(spec, {"optimiser.lr": 2e-3, "model.encoding.freq_scale": 2.0})
     result = pf.fit(spec)

@@ -43,7 +43,9 @@ def printed(spec: Spec) -> str:
 def test_every_recipe_fits_every_picture(name: str, channels: int, height: int, width: int) -> None:
     full = get(name)(Problem(picture(channels, height, width)))
     assert isinstance(full.id, str)
-    small = {"model.hidden_features": "8", "budget.steps": 2}
+    small: dict[str, Any] = {"budget.steps": 2}
+    if hasattr(full.model, "hidden_features"):
+        small["model.hidden_features"] = "8"
     if isinstance(full.model, Mlp) and not isinstance(full.model.encoding, Grid):
         small["model.encoding.features"] = "8"
     result = run.fit(configure(full, small, recipe=name))
