@@ -423,6 +423,16 @@ def test_the_published_figures() -> None:
     assert all("published" in one.source for one in found.values())
 
 
+def test_some_pictures_of_kodak_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kodak").mkdir()
+    pf.images.save(pf.images.load("coffee"), tmp_path / "kodak" / "kodim03.png")
+    monkeypatch.setenv("PIXFIT_DATA", str(tmp_path))
+    settings = {"table": "kodak", "images": "kodak", "pictures": "kodim03"}
+    assert list(ClimbTables.of("smoke", settings).problems) == ["kodim03"]
+    with pytest.raises(StudyError, match="no picture is called 'kodim04'"):
+        _ = ClimbTables.of("smoke", settings | {"pictures": "kodim04"}).problems
+
+
 def test_only_the_whole_of_kodak_compares_with_published_rows() -> None:
     study = ClimbTables.of("published", {"table": "kodak"})
     shapes = [(3, 512, 768)] * 18 + [(3, 768, 512)] * 6
