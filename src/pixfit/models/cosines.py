@@ -126,7 +126,7 @@ class Cosines(Model):
         check_integer(self, "height", 1, 2**24)
         check_integer(self, "width", 1, 2**24)
         check_integer(self, "values", 1, 2**31)
-        check_integer(self, "classes", 1, 1024)
+        check_integer(self, "classes", 1, 512)  # spans are whole numbers in float32
         check_integer(self, "side", 1, 64)
         check_choice(self, "target_range", ("signed", "unit"))
         check_kind(self, "coordinates", Coordinates)
