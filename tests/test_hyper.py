@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -382,6 +383,15 @@ def test_without_targets_it_shows_what_it_makes_of_nothing() -> None:
         nothing = model.encode(result.weights, PICTURES[0], torch.zeros(ROWS, COLUMNS, dtype=torch.bool))
         one = render.render(modelfile.Network.of(result).shown(nothing, ROWS, COLUMNS))
         torch.testing.assert_close(result.estimate, one.tile((1, 2, 2)), rtol=1e-5, atol=1e-6)
+
+
+def test_threads_may_show_it_side_by_side() -> None:
+    network = network_of(FAMILY["conv"])
+    points = torch.rand(500, 2)
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        once = network(points)
+        shown = list(pool.map(lambda _: network(points), range(400)))
+    assert all(torch.equal(one, once) for one in shown)
 
 
 def test_wrong_settings_say_what_is_allowed() -> None:

@@ -371,7 +371,8 @@ class HyperNetwork(Network):
             points, values, seen = (coordinates.new_zeros(1, self.pixels, size) for size in (2, self.channels, 1))
             made = self.weights_of(self.encode(points[0], values, seen))
             alone = {name: value[0] for name, value in made.items()} | self.fixed()
-            nothing: Tensor = functional_call(self._form[0], alone, (coordinates,))
+            # Threads show tiles side by side, and functional_call puts tensors into the module that it is given.
+            nothing: Tensor = functional_call(copy.deepcopy(self._form[0]), alone, (coordinates,))
             return nothing
         tiles, points = targets.reshape(-1, self.pixels, self.channels + 1), coordinates[: self.pixels]
         codes = self.encode(points, tiles[..., :-1], tiles[..., -1:])
