@@ -16,6 +16,8 @@ from pixfit.images import BUNDLED
 from pixfit.noise_estimate import (
     CORRELATED,
     GRIDDED,
+    IMPULSIVE,
+    impulses,
     jpeg_grid,
     neighbour_correlation,
     shared_level,
@@ -157,3 +159,55 @@ def test_small_and_flat_pictures_say_nothing(shape: tuple[int, int, int]) -> Non
         assert shared_level(flat) == pytest.approx(0.0, abs=1e-9)
     noise = drawn(torch.Size(shape))
     assert np.isfinite([neighbour_correlation(noise), jpeg_grid(noise)]).all()
+
+
+# --- impulses
+
+
+def struck(clean: Tensor, rate: float) -> Tensor:
+    chance = torch.rand(clean.shape, generator=torch.Generator().manual_seed(1))
+    return torch.where(chance < rate / 2, 0.0, torch.where(chance < rate, 1.0, clean))
+
+
+def rounded(picture: Tensor) -> Tensor:
+    return (picture.clamp(0, 1) * 255).round() / 255
+
+
+@each
+def test_impulses_are_noticed_and_nothing_else_is_taken_for_them(name: str) -> None:
+    clean = photograph(name)
+    grey = clean.mean(dim=0, keepdim=True)
+    for rate in (0.03, 0.1, 0.3, 0.5):
+        found = [impulses(struck(rounded(one), rate)) for one in (clean, grey)]
+        if name == "hubble_deep_field":  # black ones do not show in it, and white ones alone are stars
+            assert found == [0, 0]
+        else:
+            assert all(IMPULSIVE < share <= rate for share in found)
+    for level in (0, 15, 25, 50, 100):
+        assert impulses(rounded(clean + level / 255 * drawn(clean.shape))) < IMPULSIVE
+    counts = torch.poisson(clean * 10, generator=torch.Generator().manual_seed(0)) / 10
+    assert impulses(rounded(counts)) < IMPULSIVE
+
+
+def test_black_lines_on_white_are_no_impulses() -> None:
+    page = torch.ones(1, 64, 64)
+    page[:, ::6] = 0
+    page[:, :, ::9] = 0
+    assert impulses(page) == 0
+
+
+def test_impulses_are_those_that_differ_from_all_around_them() -> None:
+    values = struck(rounded(photograph("chelsea", 24)[:1]), 0.3)[0].numpy()
+    framed = np.pad(values, 1, mode="reflect")
+    alone = sum(
+        (abs(values[row, column] - framed[row : row + 3, column : column + 3]) >= 0.25).sum() == 8
+        and values[row, column] in (0, 1)
+        for row in range(24)
+        for column in range(24)
+    )
+    assert impulses(torch.from_numpy(values)[None]) == pytest.approx(alone / 24**2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (9, 2), (3, 3), (700, 4)])
+def test_pictures_of_any_size_are_asked_for_impulses(height: int, width: int) -> None:
+    assert 0 <= impulses(struck(torch.full((3, height, width), 0.5), 0.2)) <= 1

@@ -64,6 +64,20 @@ def test_the_spread_is_in_units_of_pixels() -> None:
     torch.testing.assert_close(outcome(spec).spread.double(), counted.std(dim=0, correction=0), rtol=0, atol=1e-6)
 
 
+def test_a_result_tells_how_sure_it_is_and_a_store_keeps_that(tmp_path: Any) -> None:
+    spec, kept = spec_of(estimate=PosteriorMean(3, 2), precision="float32"), pf.Store(tmp_path)
+    result = pf.fit(spec, store=kept)
+    counted = torch.stack(shown(spec)[3::2]).double()
+    again = kept.get(spec)
+    assert result.spread is not None
+    assert again is not None
+    assert again.spread is not None
+    torch.testing.assert_close(result.spread.double(), counted.std(dim=0, correction=0), rtol=0, atol=1e-6)
+    assert torch.equal(again.spread, result.spread)
+    assert result._repr_html_().count("<figcaption>") == pf.fit(spec_of())._repr_html_().count("<figcaption>") + 1
+    assert pf.fit(spec_of(estimate=AveragedOutput())).spread is None
+
+
 CASES: dict[str, dict[str, Any]] = {
     "posterior": {"estimate": PosteriorMean(4, 3)},
     "window": {"stopping": WindowVariance(5, 100, 6), "estimate": AveragedOutput(0.5)},

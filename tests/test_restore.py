@@ -25,6 +25,7 @@ from pixfit import classical, engine, images, metrics, noise_estimate, pieces, r
 from pixfit.cli import app
 from pixfit.images import Image
 from pixfit.models import Hourglass
+from pixfit.noise import SaltAndPepper
 from pixfit.operators import Blur, Identity, LanczosDownsample, gaussian_kernel, masks
 from pixfit.pieces import Canvas, Piece
 from pixfit.problem import View, stream
@@ -237,6 +238,36 @@ def test_held_out_squares_end_a_fit_of_shared_noise_near_its_best_step() -> None
     assert scores["squares"]["psnr"] > scores["pixels"]["psnr"] + 1  # type: ignore[operator]
 
 
+def test_impulses_are_noticed_and_fitted_beside_outliers(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = []
+    known_fit = pictures.fit
+    monkeypatch.setattr(pictures, "fit", lambda task, *args, **kwargs: (
+        fitted.append(task.outliers), known_fit(task, *args, **kwargs)
+    )[1])  # fmt: skip
+    noisy = Image(SaltAndPepper(0.3)(clean().data, stream(0, "noise")))
+    auto = restore.denoise(noisy, steps=3)
+    told = restore.denoise(noisy, noise="impulse", steps=3)
+    white = restore.denoise(noisy, noise="white", steps=3)
+    assert fitted == [True, True, False]
+    assert (auto.stop_rule, told.stop_rule, auto.weight, auto.sigma) == ("steps", "steps", 1.0, None)
+    assert torch.equal(auto.image.data, told.image.data)
+    assert not torch.equal(auto.image.data, white.image.data)
+    assert "stand alone at black and white" in auto.notes[0]
+    assert not any("impulses" in note for note in told.notes)
+    restore.denoise(noisy, sigma=0.1, steps=3)  # who knows the level of white noise has told its kind
+    assert fitted[-1] is False
+
+
+@pytest.mark.slow
+def test_impulses_are_removed_better_than_by_a_median_or_as_white_noise() -> None:
+    image = Image(images.load("coffee").data[:, 150:198, 250:298].clone())
+    noisy = Image(SaltAndPepper(0.4)(image.data, stream(0, "noise")))
+    done, white = (restore.denoise(noisy, noise=noise, steps=800) for noise in ("auto", "white"))
+    level = metrics.psnr(done.image.data, image.data)
+    assert level > metrics.psnr(done.control, image.data) + 3
+    assert level > metrics.psnr(white.image.data, image.data) + 3
+
+
 def test_known_pixels_are_never_touched() -> None:
     image, mask = clean(), known(clean())
     broken = Image(torch.where(mask, image.data, torch.zeros(())), bit_depth=16)
@@ -325,6 +356,9 @@ def test_grey_pictures_and_odd_sides() -> None:
     [
         (lambda image: restore.denoise(image, sigma=25), "sigma is 25"),
         (lambda image: restore.denoise(image, held_out="rows"), "held_out is 'rows'"),
+        (lambda image: restore.denoise(image, noise="pink"), "noise is 'pink'"),
+        (lambda image: restore.denoise(image, noise="impulse", sigma=0.1), "noise is impulse"),
+        (lambda image: restore.denoise(image, noise="impulse", blend=False), "noise is impulse"),
         (lambda image: restore.denoise(image, runs=0), "runs is 0"),
         (lambda image: restore.denoise(image, steps=0), "steps is 0"),
         (lambda image: restore.denoise(image, truth=picture(3, 24, 28)), "28×24"),
@@ -598,6 +632,16 @@ def test_with_a_truth_it_tells_how_near_it_is(elsewhere: Path) -> None:
     )
     assert said["psnr_degraded"] == pytest.approx(20.5, abs=1)
     assert "restored" in pixfit(*arguments).stdout
+
+
+def test_a_kind_of_noise_may_be_asked_for(elsewhere: Path) -> None:
+    arguments = ("denoise", "noisy.png", "--steps", "4", "--json", "-o")
+    assert set(json.loads(pixfit(*arguments, "a.png", "--noise", "impulse").stdout)) == KEYS
+    pixfit(*arguments, "b.png", "--noise", "white")
+    pixfit(*arguments, "c.png")
+    one, other, auto = ((elsewhere / name).read_bytes() for name in ("a.png", "b.png", "c.png"))
+    assert one != other
+    assert auto == other
 
 
 def test_squares_may_be_asked_for(elsewhere: Path) -> None:

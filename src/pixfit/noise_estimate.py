@@ -1,4 +1,4 @@
-"""Whether neighbouring pixels of a damaged picture share their noise, told from the picture alone.
+"""What kind of noise a damaged picture has, told from the picture alone: impulses, or noise that neighbours share.
 
 Single held-out pixels tell when a fit begins to follow the noise, as long as the noise of a pixel says nothing of the
 noise beside it. In pictures that were resized, blurred, or kept as JPEG it does, and then a rule that looks at such
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "CORRELATED", "ENLARGED", "GRIDDED", "LEAST_NOISE", "jpeg_grid", "neighbour_correlation", "shared_level",
-    "signs_of_shared_noise",
+    "CORRELATED", "ENLARGED", "GRIDDED", "IMPULSIVE", "LEAST_NOISE", "impulses", "jpeg_grid", "neighbour_correlation",
+    "shared_level", "signs_of_shared_noise",
 ]  # fmt: skip
 
 CORRELATED = 0.075
@@ -28,6 +28,9 @@ ENLARGED = 0.55
 GRIDDED = 0.06
 """`jpeg_grid` above this says that the picture was kept as JPEG."""
 
+IMPULSIVE = 0.01
+"""`impulses` above this says that values were replaced by black and white."""
+
 LEAST_NOISE = 4 / 255
 """Level of the noise below which its correlation cannot be told from that of the picture."""
 
@@ -35,6 +38,30 @@ _BLOCK = 8  # pixels a side
 _SMOOTHEST = 0.3  # of the blocks
 _TAKEN = 1.15  # noise blurred by 0.6 pixels, over what is left of it in typical blocks without its Gaussian mean
 _FEWEST = 64  # pixels a side from which a picture tells enough
+_LARGEST = 512  # pixels a side of the part in which impulses are counted
+_ALONE = 0.25  # between a value and each of those around it
+
+
+def impulses(picture: Tensor) -> float:
+    """The share of the values (C, H, W) that stand alone at black or at white, as salt-and-pepper noise leaves them.
+
+    A value stands alone when it is a quarter of the range or more from all of the eight around it, so that lines do
+    not count, nor all of the impulses where they are many. Strong noise of other kinds leaves such values, too, but not
+    at black and white alone, and stars are white points with no black ones beside them: then 0 is returned.
+    """
+    height, width = picture.shape[1:]
+    if min(height, width) < 3:
+        return 0.0
+    rows, columns = (slice((side - min(side, _LARGEST)) // 2, (side + _LARGEST) // 2) for side in (height, width))
+    planes = picture[:, rows, columns][:, None]
+    values = planes.flatten(1)
+    around = F.unfold(F.pad(planes, (1, 1, 1, 1), mode="reflect"), 3)
+    apart = (around - values[:, None]).abs()
+    apart[:, 4] = torch.inf  # the value itself
+    alone = apart.amin(dim=1) >= _ALONE
+    black, white = (float((alone & (values == level)).float().mean()) for level in (0.0, 1.0))
+    others = float(alone.float().mean()) - black - white
+    return black + white if black + white > 4 * others and min(black, white) > 0.2 * (black + white) else 0.0
 
 
 def neighbour_correlation(picture: Tensor) -> float:

@@ -74,6 +74,8 @@ class Result:
             fitted samples; what could not be computed is absent.
         estimate: the picture (C, H, W) that the weights give at the original size, not clamped; None until rendered.
             With the spec's estimate `AveragedOutput` it is a picture of its own, kept beside the weights.
+        spread: (C, H, W), how sure the estimate `PosteriorMean` is at each value: the standard deviation of what it
+            averaged, in units of pixels; None with other estimates.
         device, kernel, threads, versions: what it ran on.
     """
 
@@ -90,6 +92,7 @@ class Result:
     kept: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     estimate: Tensor | None = None
+    spread: Tensor | None = None
     device: str = "cpu"
     kernel: str = "torch"
     threads: int = 1
@@ -191,6 +194,8 @@ class Result:
             if isinstance(self.spec.problem, Problem):
                 shown, truth = self._whole(self.estimate), self._whole(self.spec.problem.image.data)
                 parts.append(("error × 10", plots.error_map(shown, truth)))
+        if self.spread is not None:
+            parts.append(("spread × 10", images.Image((10 * self.spread).clamp(0, 1))._repr_png_()))
         if len(self.curves.get("loss", ())):
             parts.append(("", plots.png(plots.fit_curve(self))))
         figures = "".join(

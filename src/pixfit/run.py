@@ -519,6 +519,7 @@ def result_of(
         epochs=outcome.epochs, seconds=outcome.seconds, process_seconds=outcome.process_seconds,
         curves={"loss": outcome.losses, **outcome.looks, **curve}, kept=outcome.kept, device=str(device),
         kernel=outcome.kernel, threads=torch.get_num_threads(), versions=_versions(), estimate=outcome.picture,
+        spread=outcome.spread,
     )  # fmt: skip
     if result.status is not Status.CANCELLED:  # who interrupts a fit does not want to wait for its scores
         result = _with_estimate(result, device, progress)

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS flights (
 Row = tuple[Any, ...]
 """A line of the index, as `Store.write` returns it and `Store.enter` takes it."""
 
-_CURVE, _WEIGHT, _KEPT, _PICTURE = "curve/", "weight/", "kept/", "picture"
+_CURVE, _WEIGHT, _KEPT, _PICTURE, _SPREAD = "curve/", "weight/", "kept/", "picture", "spread"
 
 
 class StoreError(ValueError):
@@ -109,6 +109,8 @@ class Store:
             tensors |= {f"{_KEPT}{step}/{key}": t for step, named in result.kept.items() for key, t in named.items()}
             if isinstance(result.spec.estimate, Shown) and result.estimate is not None:
                 tensors[_PICTURE] = result.estimate
+            if result.spread is not None:
+                tensors[_SPREAD] = result.spread
         file = f"fits/{result.id}.safetensors" if tensors and result.weights else None
         if file is not None and self._may_replace(result):
             self._write_tensors(self.folder / file, tensors, {})
@@ -185,7 +187,7 @@ class Store:
             spec=spec, status=Status(status), reason=reason, kept=kept, metrics=_numbers(summary["metrics"]),
             weights={n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)},
             curves={n.removeprefix(_CURVE): t for n, t in tensors.items() if n.startswith(_CURVE)},
-            estimate=tensors.get(_PICTURE),
+            estimate=tensors.get(_PICTURE), spread=tensors.get(_SPREAD),
             **{name: summary[name] for name in names},
         )  # fmt: skip
 

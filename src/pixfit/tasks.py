@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pixfit import classical, noise_estimate
-from pixfit.models import Hourglass
+from pixfit.models import DoublyOverparameterised, Hourglass, PicturePrior
 from pixfit.operators import Blur, Identity, LanczosDownsample, Operator
 from pixfit.optim import Adam
 from pixfit.pieces import Piece
@@ -24,8 +24,8 @@ from pixfit.spec import AveragedOutput, Spec
 from pixfit.stopping import HeldOut, Never, Steps, Stopping
 
 __all__ = [
-    "LOOK", "Estimate", "Task", "TaskName", "blend_weight", "blended", "deblurring", "denoising", "inpainting",
-    "upscaling",
+    "LOOK", "Estimate", "Task", "TaskName", "blend_weight", "blended", "deblurring", "denoising", "impulses",
+    "inpainting", "upscaling",
 ]  # fmt: skip
 
 TaskName = Literal["denoise", "inpaint", "upscale", "deblur"]
@@ -54,6 +54,7 @@ class Task:
         stopping: what ends a fit before its last step.
         blend: whether the answer is a blend of both.
         channels: of the hourglass, on each of its levels.
+        outliers: whether it is fitted beside outliers, `pixfit.models.DoublyOverparameterised`.
         longest: steps of a fit at most, for pictures up to ``grows_from`` pixels a side; those of larger ones grow with
             the side, where there is such a size.
         held_out: fraction of the measured pixels that is kept out of the loss.
@@ -69,6 +70,7 @@ class Task:
     stopping: Stopping
     blend: bool = False
     channels: int = 32
+    outliers: bool = False
     longest: int = 1500
     grows_from: int | None = 96
     held_out: float = _HELD_OUT
@@ -85,9 +87,10 @@ class Task:
         """The fit of a problem that was damaged so; with ``steps`` it has so many at most."""
         _, height, width = problem.shape
         levels = len(Hourglass.small(height, width).channels)
+        prior: PicturePrior = Hourglass(channels=(self.channels,) * levels)
         looks = LOOK if isinstance(self.stopping, HeldOut) else None
         return Spec(
-            problem, Hourglass(channels=(self.channels,) * levels), optimiser=Adam(lr=0.01),
+            problem, DoublyOverparameterised(prior) if self.outliers else prior, optimiser=Adam(lr=0.01),
             budget=Steps(self.steps(height, width) if steps is None else steps), stopping=self.stopping,
             estimate=AveragedOutput(_DECAY, every=looks), seed=seed,
         )  # fmt: skip
@@ -111,6 +114,16 @@ def denoising(sigma: float | None = None, *, squares: bool = False) -> Task:
 
     fraction = _HELD_OUT_SQUARES if squares else _HELD_OUT
     return Task("denoise", Identity(), estimate, HeldOut(150), blend=True, held_out=fraction, squares=squares)
+
+
+def impulses() -> Task:
+    """Of values of which some, however many, were replaced by black, white or any other: by a fit beside outliers,
+    which takes all of its steps, since the held-out pixels would be struck, too."""
+
+    def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
+        return classical.median(piece.measurement)
+
+    return Task("denoise", Identity(), estimate, Never(), outliers=True, held_out=0.0)
 
 
 def inpainting() -> Task:

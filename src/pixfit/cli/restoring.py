@@ -52,6 +52,12 @@ _Store = Annotated[
 def denoise(
     picture: _Picture,
     output: _Output,
+    noise: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|white|impulse", help="Every value is a little wrong, or some are wholly (salt and pepper)."
+        ),
+    ] = "auto",
     sigma: Annotated[
         float | None,
         typer.Option(min=0, max=255, help="Standard deviation of the noise, of 255.", show_default="estimated"),
@@ -77,6 +83,8 @@ def denoise(
 ) -> None:
     """Removes noise. It stops by itself, by pixels that it holds out.
 
+    Salt and pepper are noticed, and removed in another way: by a fit beside outliers, with all steps.
+
     JPEG and resizing smear noise over neighbouring pixels. Where that shows, whole squares are held out: such noise is
     harder to tell from the picture, and more of it stays.
 
@@ -89,7 +97,7 @@ def denoise(
 
     def work(**options: Any) -> Restored:
         level = None if sigma is None else sigma / 255
-        return restore.denoise(image, sigma=level, held_out=held_out, blend=not no_blend, **options)
+        return restore.denoise(image, noise=noise, sigma=level, held_out=held_out, blend=not no_blend, **options)
 
     options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)

@@ -20,12 +20,16 @@ __all__ = ["deblur", "denoise", "inpaint", "upscale"]
 def denoise(
     image: Image,
     *,
+    noise: str = "auto",
     sigma: float | None = None,
     held_out: str = "auto",
     blend: bool = True,
     **options: Unpack[Options],
 ) -> Restored:
     """Removes noise.
+
+    Impulses, such as salt and pepper, are told from the picture by fitting it beside outliers (You et al., NeurIPS
+    2020), with all steps. What follows is about noise of other kinds.
 
     A fit ends when it no longer gets better at pixels that it does not see. Where neighbours share their noise, as in
     JPEG files and resized photographs, single pixels cannot tell: their noise can be read off those around them. Then
@@ -37,6 +41,9 @@ def denoise(
 
     Args:
         image: the noisy picture. Alpha is kept as it is.
+        noise: ``impulse``, where some values were replaced by others; ``white``, where every pixel is a little wrong;
+            ``auto`` takes impulses where values stand alone at black and white (`pixfit.noise_estimate.impulses`), and
+            none of the settings of white noise is given. The answer's ``notes`` say so.
         sigma: standard deviation of the noise in units of the range [0, 1], which only non-local means needs. By
             default it is estimated from the finest wavelets (Donoho and Johnstone, 1994), of which shared noise has too
             little; where squares are held out, by `pixfit.noise_estimate.shared_level`.
@@ -53,7 +60,17 @@ def denoise(
         raise ValueError(f"sigma is {sigma!r}; it must be 0 to 1, in units of the picture's range [0, 1]")
     if held_out not in ("auto", "pixels", "squares"):
         raise ValueError(f"held_out is {held_out!r}; it may be auto, pixels or squares")
+    if noise not in ("auto", "white", "impulse"):
+        raise ValueError(f"noise is {noise!r}; it may be auto, white or impulse")
     colours, alpha = colours_and_alpha(image)
+    told = sigma is not None or held_out != "auto" or not blend
+    if noise == "impulse" and told:
+        raise ValueError("noise is impulse, for which there is neither sigma, held_out nor a blend; leave those out")
+    share = noise_estimate.impulses(colours)
+    if noise == "impulse" or (noise == "auto" and not told and share >= noise_estimate.IMPULSIVE):
+        done = restored(tasks.impulses(), colours, **options).named(image, alpha)
+        sign = f"{share:.0%} of the values stand alone at black and white: they are taken for impulses"
+        return replace(done, notes=(*(() if noise == "impulse" else (sign,)), *done.notes))
     signs = noise_estimate.signs_of_shared_noise(colours)
     squares = held_out == "squares" or (held_out == "auto" and bool(signs))
     estimated = noise_estimate.shared_level if squares else classical.noise_level
