@@ -89,6 +89,10 @@ def _denoise(title: str, noise: Noise, sigma: float | None) -> Damage:
     return Damage(title, task, noise=Clipped(noise), controls=_noise_controls(task, sigma))
 
 
+def _impulse(title: str, noise: Noise) -> Damage:
+    return Damage(title, tasks.impulses(), noise=noise, controls=_noise_controls(tasks.denoising(), None))
+
+
 def _inpaint(title: str, mask: Callable[[tuple[int, int], int], Tensor]) -> Damage:
     task = tasks.inpainting()
     controls: dict[str, Control] = {
@@ -124,8 +128,8 @@ DAMAGES: dict[str, Damage] = {
     "denoise-25": _denoise("white noise, σ 25/255, clipped", GaussianNoise(25 / 255), 25 / 255),
     "denoise-50": _denoise("white noise, σ 50/255, clipped", GaussianNoise(50 / 255), 50 / 255),
     "poisson-30": _denoise("Poisson noise, 30 counts at white, clipped; level estimated", PoissonNoise(30), None),
-    "impulse-20": _denoise("20 % of the values black or white; level estimated", SaltAndPepper(0.2), None),
-    "impulse-50": _denoise("50 % of the values black or white; level estimated", SaltAndPepper(0.5), None),
+    "impulse-20": _impulse("20 % of the values black or white; level estimated", SaltAndPepper(0.2)),
+    "impulse-50": _impulse("50 % of the values black or white; level estimated", SaltAndPepper(0.5)),
     "inpaint-50": _inpaint("half of the pixels missing", lambda size, seed: masks.pixels(size, 0.5, seed)),
     "inpaint-text": _inpaint("text over the picture", lambda size, seed: masks.text(size, seed=seed)),
     "upscale-4": _upscale(4),
