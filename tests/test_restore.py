@@ -268,6 +268,74 @@ def test_impulses_are_removed_better_than_by_a_median_or_as_white_noise() -> Non
     assert level > metrics.psnr(white.image.data, image.data) + 3
 
 
+def probed(noisy: Tensor, sigma: float, seed: int) -> Piece:
+    signs = torch.randint(2, noisy.shape, generator=stream(seed, "probe")) * 2.0 - 1.0
+    return Piece(slice(None), slice(None), Identity(), tuple(noisy.shape), noisy, probe=sigma * signs)
+
+
+def smoothed(noisy: Tensor) -> Tensor:
+    return 0.9 * Blur(gaussian_kernel(0.8)).forward(noisy)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.4])
+def test_the_risk_is_the_error_that_only_the_truth_tells(sigma: float) -> None:
+    truth = images.load("coffee").data[:, :200, :200]
+    found, true = [], []
+    for seed in range(6):
+        piece = probed(truth + sigma * torch.randn(truth.shape, generator=stream(seed, "noise")), sigma, seed)
+        estimate = smoothed(piece.measurement)
+        found.append(tasks.risk(estimate, smoothed(piece.probed().measurement), piece, sigma))
+        true.append(float((estimate - truth).square().mean()))
+    assert sum(found) / 6 == pytest.approx(sum(true) / 6, rel=0.03)
+
+
+def test_the_weight_of_the_least_risk_is_found() -> None:
+    sigma, truth = 0.1, clean().data
+    piece = probed(truth + sigma * torch.randn(truth.shape, generator=stream(0, "noise")), sigma, 0)
+    fits_ = [smoothed(one.measurement) for one in (piece, piece.probed())]
+    controls = [0.5 + 0.3 * (one.measurement - 0.5) for one in (piece, piece.probed(tasks.CONTROL_PROBE))]
+    whole = 0.5 + 0.3 * (piece.probed().measurement - 0.5)  # of a linear estimate the scale of the probe is no matter
+    weights = torch.linspace(0, 1, 201).tolist()
+    risks = [
+        tasks.risk(w * fits_[0] + (1 - w) * controls[0], w * fits_[1] + (1 - w) * whole, piece, sigma) for w in weights
+    ]
+    best = weights[risks.index(min(risks))]
+    assert 0 < best < 1
+    assert tasks.risk_weight((fits_[0], fits_[1]), (controls[0], controls[1]), piece, sigma) == pytest.approx(
+        best, abs=0.006
+    )
+    assert tasks.risk_weight((fits_[0], fits_[1]), (fits_[0], fits_[1]), piece, sigma) == 1.0
+
+
+def test_a_fit_ends_by_its_estimated_risk_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def told(estimate: Tensor, other: Tensor, piece: Piece, sigma: float) -> float:
+        assert piece.held_out is None
+        assert sigma == 0.1
+        seen.append((estimate, other))
+        return 1e-3 * (1 + abs(len(seen) - 4))  # least at the fourth look, step 15
+
+    monkeypatch.setattr(fits, "risk", told)
+    monkeypatch.setattr(fits, "_PATIENCE", 20)
+    noisy = Image((clean().data + 0.1 * torch.randn(clean().data.shape, generator=stream(0, "noise"))).clamp(0, 1))
+    store = pf.Store(tmp_path)
+    scores: list[float | None] = []
+    done = restore.denoise(
+        noisy, sigma=0.1, stop="sure", steps=60, store=store, on_progress=lambda now: scores.append(now.best)
+    )
+    assert (done.status, done.stop_rule, done.stop_step, done.steps) == ("stopped", "sure", 15, 36)
+    torch.testing.assert_close(done.fitted, seen[3][0].clamp(0, 1), rtol=0, atol=1e-6)  # put together of pieces
+    assert not torch.equal(seen[3][0], seen[3][1])  # the second fit is of another measurement
+    assert done.curves[0]["step"].tolist() == [*range(0, 36, 5), 36]  # it is asked before each step
+    assert max(score for score in scores if score is not None) == pytest.approx(30)
+    looks = len(seen)
+    again = restore.denoise(noisy, sigma=0.1, stop="sure", steps=60, store=store)
+    assert len(seen) == looks
+    assert (again.stop_rule, again.stop_step, again.weight) == ("sure", 15, done.weight)
+    assert torch.equal(again.image.data, done.image.data)
+
+
 def test_known_pixels_are_never_touched() -> None:
     image, mask = clean(), known(clean())
     broken = Image(torch.where(mask, image.data, torch.zeros(())), bit_depth=16)
@@ -356,6 +424,9 @@ def test_grey_pictures_and_odd_sides() -> None:
     [
         (lambda image: restore.denoise(image, sigma=25), "sigma is 25"),
         (lambda image: restore.denoise(image, held_out="rows"), "held_out is 'rows'"),
+        (lambda image: restore.denoise(image, stop="never"), "stop is 'never'"),
+        (lambda image: restore.denoise(image, stop="sure", held_out="squares"), "nothing is held out"),
+        (lambda image: restore.denoise(image, stop="sure", sigma=0.0), "above 0"),
         (lambda image: restore.denoise(image, noise="pink"), "noise is 'pink'"),
         (lambda image: restore.denoise(image, noise="impulse", sigma=0.1), "noise is impulse"),
         (lambda image: restore.denoise(image, noise="impulse", blend=False), "noise is impulse"),
@@ -642,6 +713,13 @@ def test_a_kind_of_noise_may_be_asked_for(elsewhere: Path) -> None:
     one, other, auto = ((elsewhere / name).read_bytes() for name in ("a.png", "b.png", "c.png"))
     assert one != other
     assert auto == other
+
+
+def test_a_fit_may_go_by_its_risk(elsewhere: Path) -> None:
+    arguments = ("denoise", "noisy.png", "--steps", "12", "--json", "-o")
+    assert set(json.loads(pixfit(*arguments, "a.png", "--stop", "sure").stdout)) == KEYS
+    pixfit(*arguments, "b.png", "--stop", "held-out")
+    assert (elsewhere / "a.png").read_bytes() != (elsewhere / "b.png").read_bytes()
 
 
 def test_squares_may_be_asked_for(elsewhere: Path) -> None:

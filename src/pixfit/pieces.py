@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Piece:
         known: bool (1, h, w), what was measured; None: everything.
         held_out: bool (1, h, w), measured pixels that no estimate may use; None: no such.
         scored: bool (1, h, w), those of them at which errors are compared; None: all of them.
+        probe: (C, h, w), noise that is added to the measurement to see how far an estimate follows it; None: none is.
     """
 
     rows: slice
@@ -36,6 +37,12 @@ class Piece:
     known: Tensor | None = None
     held_out: Tensor | None = None
     scored: Tensor | None = None
+    probe: Tensor | None = None
+
+    def probed(self, scale: float = 1.0) -> Piece:
+        """The same with so much of the probe, which there must be, added to the measurement."""
+        assert self.probe is not None
+        return replace(self, measurement=self.measurement + scale * self.probe)
 
     @property
     def view(self) -> View:
@@ -99,8 +106,8 @@ def cut(whole: Piece, *, side: int, least: int, overlap: int, factor: int = 1) -
     for rows in _parts(height, part, limit, shared):
         for columns in _parts(width, part, limit, shared):
             measured = whole.measurement[:, rows, columns].contiguous()
-            masks = (whole.known, whole.held_out, whole.scored)
-            own = (None if mask is None else mask[:, rows, columns] for mask in masks)
+            maps = (whole.known, whole.held_out, whole.scored, whole.probe)
+            own = (None if one is None else one[:, rows, columns] for one in maps)
             down, right = (slice(s.start * factor, s.stop * factor) for s in (rows, columns))
             shape = (channels, measured.shape[1] * factor, measured.shape[2] * factor)
             found.append(Piece(down, right, whole.operator, shape, measured, *own))

@@ -24,8 +24,8 @@ from pixfit.spec import AveragedOutput, Spec
 from pixfit.stopping import HeldOut, Never, Steps, Stopping
 
 __all__ = [
-    "LOOK", "Estimate", "Task", "TaskName", "blend_weight", "blended", "deblurring", "denoising", "impulses",
-    "inpainting", "upscaling",
+    "CONTROL_PROBE", "LOOK", "Estimate", "Task", "TaskName", "blend_weight", "blended", "deblurring", "denoising",
+    "impulses", "inpainting", "risk", "risk_weight", "upscaling",
 ]  # fmt: skip
 
 TaskName = Literal["denoise", "inpaint", "upscale", "deblur"]
@@ -35,6 +35,9 @@ Estimate = Callable[[Piece, Tensor | None], Tensor]
 
 LOOK = 5
 """Steps between two looks at the held-out pixels."""
+
+CONTROL_PROBE = 0.1
+"""Of a piece's probe, what a classical estimate is asked with: it bends sooner than a fit, whose steps are chaotic."""
 
 _DECAY = 0.99  # of the average of outputs
 _HELD_OUT = 0.04  # of the measured pixels
@@ -57,6 +60,8 @@ class Task:
         outliers: whether it is fitted beside outliers, `pixfit.models.DoublyOverparameterised`.
         longest: steps of a fit at most, for pictures up to ``grows_from`` pixels a side; those of larger ones grow with
             the side, where there is such a size.
+        sigma: standard deviation of independent noise, where the fit goes by its estimated `risk` in place of held-out
+            pixels; None: it does not.
         held_out: fraction of the measured pixels that is kept out of the loss.
         squares: whether those are squares of 3 x 3 pixels of which the middle is scored (`pixfit.held_out`), in place
             of single pixels.
@@ -71,6 +76,7 @@ class Task:
     blend: bool = False
     channels: int = 32
     outliers: bool = False
+    sigma: float | None = None
     longest: int = 1500
     grows_from: int | None = 96
     held_out: float = _HELD_OUT
@@ -96,12 +102,13 @@ class Task:
         )  # fmt: skip
 
 
-def denoising(sigma: float | None = None, *, squares: bool = False) -> Task:
-    """Of noise of this standard deviation, in units of the range [0, 1]; only non-local means needs it.
+def denoising(sigma: float | None = None, *, squares: bool = False, by_risk: bool = False) -> Task:
+    """Of noise of this standard deviation, in units of the range [0, 1]; only non-local means and the risk need it.
 
     Args:
         sigma: None: it is estimated of each piece.
         squares: whether squares are held out, for noise that neighbours share.
+        by_risk: whether nothing is held out, and the estimated `risk` of the average ends the fit. It wants sigma.
     """
     level = noise_estimate.shared_level if squares else classical.noise_level
 
@@ -112,6 +119,10 @@ def denoising(sigma: float | None = None, *, squares: bool = False) -> Task:
             noisy = torch.where(piece.held_out, fitted, noisy)
         return classical.nonlocal_means(noisy, strength)
 
+    if by_risk:
+        if not sigma:
+            raise ValueError(f"sigma is {sigma!r}; a risk can be estimated of noise with a standard deviation above 0")
+        return Task("denoise", Identity(), estimate, Never(), blend=True, held_out=0.0, sigma=sigma)
     fraction = _HELD_OUT_SQUARES if squares else _HELD_OUT
     return Task("denoise", Identity(), estimate, HeldOut(150), blend=True, held_out=fraction, squares=squares)
 
@@ -182,15 +193,67 @@ def blend_weight(fitted: Tensor, blind: Tensor, view: View) -> float:
     return 1.0 if size == 0 else min(1.0, max(0.0, float((apart * wrong).sum()) / size))
 
 
-def blended(task: Task, whole: Piece, fitted: Tensor, control: Tensor, blind: Tensor) -> tuple[Tensor, float]:
+def risk(estimate: Tensor, probed: Tensor, piece: Piece, sigma: float) -> float:
+    """Stein's unbiased estimate of the mean squared error of a denoised picture, which needs no true one.
+
+    Stein (1981): ‖f(y) − y‖² / N − σ² + 2 σ² div f(y) / N, for independent Gaussian noise. The divergence, how far an
+    estimate follows its own noise, is taken from a second run with a probe added to the measurement (Ramani, Blu and
+    Unser, IEEE TIP 2008), here of random signs as large as the noise. The whole of a fit is such an estimate.
+
+    Args:
+        estimate: (C, H, W), of the piece's measurement.
+        probed: (C, H, W), made in the same way of the measurement with the probe.
+        sigma: standard deviation of the noise.
+    """
+    misfit = float((estimate - piece.measurement).double().square().mean())
+    return misfit - sigma**2 + 2 * sigma**2 * _divergence(estimate, probed, piece)
+
+
+def _divergence(estimate: Tensor, probed: Tensor, piece: Piece, scale: float = 1.0) -> float:
+    """A value, of an estimate and that of the measurement with so much of the probe."""
+    assert piece.probe is not None
+    probe = scale * piece.probe.double()
+    return float((probe * (probed - estimate)).sum() / probe.square().sum())
+
+
+def risk_weight(fits: tuple[Tensor, Tensor], controls: tuple[Tensor, Tensor], piece: Piece, sigma: float) -> float:
+    """Of the fit in a blend, in [0, 1]: that of the least `risk`.
+
+    Args:
+        fits, controls: (C, H, W) each, of the measurement, and of that with the probe, or `CONTROL_PROBE` of it.
+    """
+    apart = (fits[0] - controls[0]).double()
+    size = float(apart.square().mean())
+    if size == 0:
+        return 1.0
+    along = float((apart * (controls[0] - piece.measurement)).mean())
+    follows = _divergence(*fits, piece) - _divergence(*controls, piece, CONTROL_PROBE)
+    return min(1.0, max(0.0, -(along + sigma**2 * follows) / size))
+
+
+def blended(
+    task: Task,
+    whole: Piece,
+    fitted: Tensor,
+    control: Tensor,
+    blind: Tensor,
+    probed: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, float]:
     """The answer (C, H, W) in [0, 1], known pixels of a picture with holes kept, and the weight of the fit in it.
 
     Args:
         whole: what was measured of the picture.
         fitted, blind: see `blend_weight`.
         control: (C, H, W), the classical estimate that knows all that was measured.
+        probed: fit and classical estimate with the probe, of a task that goes by its `risk`; None of others.
     """
-    weight = blend_weight(fitted, blind, whole.view) if task.blend else 1.0
+    if not task.blend:
+        weight = 1.0
+    elif task.sigma is not None:
+        assert probed is not None
+        weight = risk_weight((fitted, probed[0]), (control, probed[1]), whole, task.sigma)
+    else:
+        weight = blend_weight(fitted, blind, whole.view)
     answer = weight * fitted + (1 - weight) * control
     if whole.known is not None:
         answer = torch.where(whole.known, whole.measurement, answer)

@@ -62,6 +62,13 @@ def denoise(
         float | None,
         typer.Option(min=0, max=255, help="Standard deviation of the noise, of 255.", show_default="estimated"),
     ] = None,
+    stop: Annotated[
+        str,
+        typer.Option(
+            metavar="held-out|sure",
+            help="What ends the fit: pixels that it does not see, or Stein's risk estimate, in twice the time.",
+        ),
+    ] = "held-out",
     held_out: Annotated[
         str,
         typer.Option(
@@ -97,7 +104,10 @@ def denoise(
 
     def work(**options: Any) -> Restored:
         level = None if sigma is None else sigma / 255
-        return restore.denoise(image, noise=noise, sigma=level, held_out=held_out, blend=not no_blend, **options)
+        return restore.denoise(
+            image, noise=noise, sigma=level, stop=stop.replace("-", "_"), held_out=held_out, blend=not no_blend,
+            **options,
+        )  # fmt: skip
 
     options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
@@ -307,7 +317,7 @@ def _teller(show: Callable[[float, str], None], preview: Path | None, quiet: boo
                     f"{at.fits} {'fit' if at.fits == 1 else 'fits'} of up to {at.steps} steps: at most about "
                     f"{_duration(at.ahead)}; --steps lowers it, Ctrl-C keeps the best so far",
                 )
-        score = "" if at.score is None else f", held out {at.score:.2f} dB (best {at.best:.2f})"
+        score = "" if at.score is None else f", score {at.score:.2f} dB (best {at.best:.2f})"
         fit = "" if at.fits == 1 else f"fit {at.fit} of {at.fits}, "
         show(at.fraction, f"{fit}step {at.step}{score}")
         if preview is not None and time.monotonic() - written >= _PREVIEW_EVERY:
@@ -322,7 +332,10 @@ def _duration(seconds: float) -> str:
 
 
 def _print(done: Restored, report: dict[str, Any], clean: Image | None) -> None:
-    rule = {"held_out": "by the held-out pixels", "steps": "after all steps", "classical": "without a fit"}
+    rule = {
+        "held_out": "by the held-out pixels", "sure": "by the estimated risk", "steps": "after all steps",
+        "classical": "without a fit",
+    }  # fmt: skip
     ended = f"{done.status} {rule.get(done.stop_rule, '')}".strip()
     print(f"{'ended':<11} {ended}, step {done.stop_step} of {done.steps} is taken, {done.seconds:.1f} s")
     if done.weight < 1:

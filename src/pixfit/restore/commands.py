@@ -22,6 +22,7 @@ def denoise(
     *,
     noise: str = "auto",
     sigma: float | None = None,
+    stop: str = "held_out",
     held_out: str = "auto",
     blend: bool = True,
     **options: Unpack[Options],
@@ -47,6 +48,10 @@ def denoise(
         sigma: standard deviation of the noise in units of the range [0, 1], which only non-local means needs. By
             default it is estimated from the finest wavelets (Donoho and Johnstone, 1994), of which shared noise has too
             little; where squares are held out, by `pixfit.noise_estimate.shared_level`.
+        stop: ``held_out``, or ``sure``: Stein's unbiased risk estimate (`pixfit.tasks.risk`), in twice the time, since
+            a second fit beside the first, of the picture with more noise, tells how far the first follows its own.
+            Nothing is held out then, and the risk chooses the weight in the blend, too. It trusts ``sigma``, takes
+            noise for independent from pixel to pixel, and ends early where clipping took much of it.
         held_out: ``pixels`` or ``squares``; ``auto`` takes squares where the picture shows signs of such noise
             (`pixfit.noise_estimate`).
         blend: whether to blend.
@@ -62,25 +67,31 @@ def denoise(
         raise ValueError(f"held_out is {held_out!r}; it may be auto, pixels or squares")
     if noise not in ("auto", "white", "impulse"):
         raise ValueError(f"noise is {noise!r}; it may be auto, white or impulse")
+    if stop not in ("held_out", "sure"):
+        raise ValueError(f"stop is {stop!r}; it may be held_out or sure")
+    by_risk = stop == "sure"
+    if by_risk and held_out != "auto":
+        raise ValueError(f"held_out is {held_out!r}, and with stop='sure' nothing is held out; leave one of them out")
     colours, alpha = colours_and_alpha(image)
-    told = sigma is not None or held_out != "auto" or not blend
+    told = sigma is not None or held_out != "auto" or not blend or by_risk
     if noise == "impulse" and told:
-        raise ValueError("noise is impulse, for which there is neither sigma, held_out nor a blend; leave those out")
+        raise ValueError("noise is impulse, for which there is no sigma, stop, held_out or blend; leave those out")
     share = noise_estimate.impulses(colours)
     if noise == "impulse" or (noise == "auto" and not told and share >= noise_estimate.IMPULSIVE):
         done = restored(tasks.impulses(), colours, **options).named(image, alpha)
         sign = f"{share:.0%} of the values stand alone at black and white: they are taken for impulses"
         return replace(done, notes=(*(() if noise == "impulse" else (sign,)), *done.notes))
     signs = noise_estimate.signs_of_shared_noise(colours)
-    squares = held_out == "squares" or (held_out == "auto" and bool(signs))
+    squares = held_out == "squares" or (held_out == "auto" and bool(signs) and not by_risk)
     estimated = noise_estimate.shared_level if squares else classical.noise_level
     level = estimated(colours) if sigma is None else float(sigma)
-    task = replace(tasks.denoising(level, squares=squares), blend=blend)
+    task = replace(tasks.denoising(level, squares=squares, by_risk=by_risk), blend=blend)
     done = restored(task, colours, **options).named(image, alpha)
     follows = (
         "squares of pixels are held out instead of single ones, so that the fit ends in time"
         if squares
-        else "single held-out pixels cannot tell such noise from the picture, and the fit may go on for too long"
+        else f"{'SURE' if by_risk else 'single held-out pixels'} cannot tell such noise from the picture, and the fit "
+        "may go on for too long"
     )
     return replace(done, sigma=level, notes=(*(f"{sign}: {follows}" for sign in signs), *done.notes))
 

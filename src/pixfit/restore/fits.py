@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,12 @@ from pixfit.result import Result, Status
 from pixfit.spec import Spec
 from pixfit.stopping import HeldOut, Never
 from pixfit.store import Store, StoreError
-from pixfit.tasks import LOOK, Task
+from pixfit.tasks import LOOK, Task, risk
 
 __all__ = ["Fit", "Watch", "fit", "pace"]
 
 _TRIED = 4  # steps that tell the pace
+_PATIENCE = 150  # steps without a lower risk, after which a fit ends
 
 
 @dataclass(eq=False)
@@ -34,12 +36,15 @@ class Watch:
     Args:
         piece: what is fitted.
         limit: steps at most.
+        sigma: of the noise, where the fit goes by its `pixfit.tasks.risk`, and a second one by its side is fitted to
+            the measurement with the probe; None: it goes by held-out pixels, if by anything.
         truth: (C, H, W) of the piece, for reporting only.
         tell: gets the watch and the step, about ten times a second.
     """
 
     piece: Piece
     limit: int
+    sigma: float | None = None
     truth: Tensor | None = None
     tell: Callable[[Watch, int], None] | None = None
     steps: list[int] = field(default_factory=list)
@@ -47,10 +52,17 @@ class Watch:
     latest: Tensor | None = None
     oracle: Tensor | None = None
     nearest: float = math.inf
+    best: tuple[int, Tensor, Tensor | None] | None = None
 
     def look(self, moment: Moment) -> None:
         height, width = self.piece.shape[1:]
-        self._see(moment.step, _as_picture(moment.predict(torch.arange(height * width))[0], self.piece.shape))
+        shown = moment.predict(torch.arange(height * width))
+        self._see(moment.step, *(_as_picture(one, self.piece.shape) for one in shown))
+
+    @property
+    def over(self) -> bool:
+        """Whether the risk has not become less for long enough."""
+        return self.sigma is not None and self.best is not None and self.steps[-1] - self.best[0] >= _PATIENCE
 
     def close(self, step: int, last: Tensor) -> None:
         """The engine's own last look was at the answer, not at the last step's picture."""
@@ -58,10 +70,16 @@ class Watch:
             del self.steps[-1], self.errors[-1]
         self._see(step, last)
 
-    def _see(self, step: int, picture: Tensor) -> None:
+    def _see(self, step: int, picture: Tensor, probed: Tensor | None = None) -> None:
         self.latest = picture.clamp(0, 1)
         self.steps.append(step)
-        self.errors.append(math.nan if self.piece.held_out is None else self.piece.held_out_error(self.latest))
+        if self.sigma is not None and probed is not None:
+            error = risk(picture, probed, self.piece, self.sigma)
+            if self.best is None or error < min(self.errors):
+                self.best = (step, picture, probed)
+        else:
+            error = math.nan if self.piece.held_out is None else self.piece.held_out_error(self.latest)
+        self.errors.append(error)
         if self.truth is not None and (error := metrics.mse(self.latest, self.truth)) < self.nearest:
             self.nearest, self.oracle = error, self.latest
 
@@ -79,7 +97,7 @@ class Fit:
     """How a fit ended, and its pictures (C, H, W): the answer, that of the last step, and the one nearest to the truth.
 
     A fit that comes from a store has but the answer, and a fit without a truth no nearest picture: then the others
-    stand for it.
+    stand for it. ``probed`` is what the second fit shows at the answer's step, where there is one.
     """
 
     status: Status
@@ -90,6 +108,7 @@ class Fit:
     last: Tensor
     oracle: Tensor
     curve: Mapping[str, Tensor]
+    probed: Tensor | None = None
 
     @property
     def answered(self) -> bool:
@@ -111,29 +130,44 @@ def fit(
     spec = task.spec(_sealed(task, piece), steps=watch.limit, seed=seed)
     if store is not None and watch.truth is None and (found := _kept(store, spec)) is not None:
         return found
-    job = Job(spec, piece.view, run.first_weights(spec))
-    for state in engine.fit([job], device=device, watch=watch, every=LOOK, interrupt=interrupted):
+    views = [piece.view] if task.sigma is None else [piece.view, piece.probed().view]
+    jobs = [Job(spec, view, run.first_weights(spec)) for view in views]
+    for state in engine.fit(
+        jobs, device=device, watch=watch, every=LOOK, interrupt=lambda: watch.over or interrupted()
+    ):
         end = state
     assert end.outcomes is not None
-    (outcome,) = end.outcomes
-    assert outcome.picture is not None
+    outcome = end.outcomes[0]
+    picture = outcome.picture
+    assert picture is not None
     last = _as_picture(end.tensors["shown"][0].reshape(-1, piece.shape[0]), piece.shape).clamp(0, 1)
-    watch.close(outcome.steps, last)
-    stop_step = end.scalars["best_step"][0] if isinstance(task.stopping, HeldOut) else outcome.steps
-    result = run.result_of(spec, outcome, {f"looks/{key}": curve for key, curve in watch.curve.items()}, device)
+    probed = None
+    if watch.best is not None:
+        stop_step, picture, probed = watch.best
+        outcome = replace(outcome, picture=picture)
+        if watch.over:
+            outcome = replace(outcome, verdict=Status.STOPPED.value, reason="sure")
+    else:
+        watch.close(outcome.steps, last)
+        stop_step = end.scalars["best_step"][0] if isinstance(task.stopping, HeldOut) else outcome.steps
+    seen = watch.curve | ({} if probed is None else {"probed": probed})
+    result = run.result_of(spec, outcome, {f"looks/{key}": value for key, value in seen.items()}, device)
     if store is not None and result.status.finished:
         _keep(store, result, task, name)
     oracle = last if watch.oracle is None else watch.oracle
-    fitted = outcome.picture.clamp(0, 1)
-    return Fit(result.status, outcome.reason, outcome.steps, stop_step, fitted, last, oracle, watch.curve)
+    return Fit(
+        result.status, outcome.reason, outcome.steps, stop_step, picture.clamp(0, 1), last, oracle, watch.curve, probed
+    )
 
 
 def pace(task: Task, piece: Piece, device: torch.device) -> float:
     """Seconds of wall time that a step of such a fit takes, from some steps of one that is thrown away."""
     spec = task.spec(_sealed(task, piece), steps=_TRIED)
     seconds = math.inf
+    fits = 1 if task.sigma is None else 2
+    jobs = [Job(replace(spec, stopping=Never()), piece.view, run.first_weights(spec))] * fits
     for _ in range(2):  # the first one finds everything cold
-        *_, end = engine.fit([Job(replace(spec, stopping=Never()), piece.view, run.first_weights(spec))], device=device)
+        *_, end = engine.fit(jobs, device=device)
         assert end.outcomes is not None
         seconds = min(seconds, end.outcomes[0].seconds / _TRIED)
     return seconds
@@ -145,12 +179,15 @@ def _sealed(task: Task, piece: Piece) -> Sealed:
     masks = {"known": piece.known, "held_out": piece.held_out}
     if piece.scored is not None:
         masks["scored"] = piece.scored
-    record = {
+    record: dict[str, Any] = {
         "kind": "Measured",
         "image": {**Image(piece.measurement).canonical_value(), "height": height, "width": width},
         "operator": task.operator,
         **{name: None if mask is None else Inpaint(mask) for name, mask in masks.items()},
     }
+    if task.sigma is not None:
+        assert piece.probe is not None
+        record |= {"sigma": task.sigma, "probe": Inpaint(piece.probe > 0)}
     return Sealed(canonical.plain(record))
 
 
@@ -164,8 +201,11 @@ def _kept(store: Store, spec: Spec) -> Fit | None:
     if isinstance(spec.stopping, HeldOut):  # the rule did not see a last step between two looks
         seen = torch.where(curve["step"] % LOOK == 0, curve["held_out"], math.inf)
         stop_step = int(curve["step"][int(seen.argmin())])
-    picture = found.estimate.clamp(0, 1)
-    return Fit(found.status, found.reason, found.steps, stop_step, picture, picture, picture, curve)
+    elif found.reason == "sure":
+        stop_step = int(curve["step"][int(curve["held_out"].argmin())])
+    assert found.estimate is not None
+    picture, probed = found.estimate.clamp(0, 1), found.curves.get("looks/probed")
+    return Fit(found.status, found.reason, found.steps, stop_step, picture, picture, picture, curve, probed)
 
 
 def _keep(store: Store, result: Result, task: Task, name: str) -> None:

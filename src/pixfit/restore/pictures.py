@@ -18,7 +18,7 @@ from pixfit.problem import stream
 from pixfit.restore.fits import Fit, Watch, fit, pace
 from pixfit.restore.restored import Progress, Restored, true_colours
 from pixfit.store import Store
-from pixfit.tasks import Task, blended
+from pixfit.tasks import CONTROL_PROBE, Task, blended
 
 __all__ = ["restored"]
 
@@ -61,11 +61,13 @@ def restored(
     shape = (degraded.shape[0], degraded.shape[1], degraded.shape[2])
     clean = None if truth is None else true_colours(truth, degraded, task.name)
     masks = _held_out(task, measurement, known, seed)
-    whole = Piece(slice(None), slice(None), task.operator, shape, measurement, known, *masks)
+    probe = None if task.sigma is None else task.sigma * _signs(measurement, seed)
+    whole = Piece(slice(None), slice(None), task.operator, shape, measurement, known, *masks, probe)
     overlap = max(_OVERLAP, task.reach)
     pieces = cut(whole, side=_PIECE, least=_WHOLE, overlap=overlap, factor=task.factor)
     worth = {piece for piece in pieces if _enough(piece) and not _complete(piece)}
-    names = ("fitted", "control", "blind") if clean is None else ("fitted", "control", "blind", "last", "oracle")
+    names = ["fitted", "control", "blind", *([] if clean is None else ["last", "oracle"])]
+    names += [] if probe is None else ["fitted probed", "control probed"]
     canvases = {name: Canvas(shape, overlap) for name in names}
     limits = {piece: task.steps(*piece.shape[1:]) if steps is None else steps for piece in pieces}
     report = None
@@ -81,7 +83,8 @@ def restored(
             for repeat in range(runs if piece in worth else 0):
                 if interrupted():
                     break
-                watch = Watch(piece, limits[piece], None if clean is None else clean[:, piece.rows, piece.columns])
+                true = None if clean is None else clean[:, piece.rows, piece.columns]
+                watch = Watch(piece, limits[piece], task.sigma, true)
                 if report is not None:
                     watch.tell = report.begin(len(fits) + len(own))
                 made = fit(
@@ -94,21 +97,28 @@ def restored(
             for name in ("fitted", "last", "oracle"):
                 each = [getattr(one, name) for one in own if one.answered]
                 pictures[name] = torch.stack(each).mean(dim=0) if each else pictures["control"]
-            blind = task.blend and any(one.answered for one in own)
+            blind = task.blend and task.sigma is None and any(one.answered for one in own)
             pictures["blind"] = task.estimate(piece, pictures["fitted"]) if blind else pictures["fitted"]
+            if probe is not None:
+                pictures["control probed"] = task.estimate(piece.probed(CONTROL_PROBE), None)
+                each = [one.probed for one in own if one.answered and one.probed is not None]
+                pictures["fitted probed"] = torch.stack(each).mean(dim=0) if each else pictures["control probed"]
             for name, canvas in canvases.items():
                 canvas.add(piece, pictures[name])
         stopped = interrupted()
     whole_ones = {name: canvas.picture() for name, canvas in canvases.items()}
-    answer, weight = blended(task, whole, *(whole_ones[name] for name in ("fitted", "control", "blind")))
+    probed = None if probe is None else (whole_ones["fitted probed"], whole_ones["control probed"])
+    fitted, control, blind_one = (whole_ones[name] for name in ("fitted", "control", "blind"))
+    answer, weight = blended(task, whole, fitted, control, blind_one, probed)
     if known is not None:
         whole_ones = {name: torch.where(known, measurement, picture) for name, picture in whole_ones.items()}
     rules = {one.reason for one in fits if one.answered}
-    rule = "interrupted" if stopped else "held_out" if "held_out" in rules else "steps" if rules else "classical"
+    known_rules = ("held_out", "sure", "steps")
+    rule = "interrupted" if stopped else next((one for one in known_rules if one in rules), "classical")
     count = max(1, len(fits))
     return Restored(
         image=Image(answer), task=task.name,
-        status={"interrupted": "cancelled", "held_out": "stopped"}.get(rule, "done"), stop_rule=rule,
+        status={"interrupted": "cancelled", "held_out": "stopped", "sure": "stopped"}.get(rule, "done"), stop_rule=rule,
         stop_step=round(sum(one.stop_step for one in fits) / count),
         steps=round(sum(one.steps for one in fits) / count), seconds=time.monotonic() - began,
         degraded=degraded, fitted=whole_ones["fitted"], control=whole_ones["control"], weight=weight,
@@ -132,6 +142,11 @@ def _held_out(task: Task, measurement: Tensor, known: Tensor | None, seed: int) 
     chosen = torch.zeros(1, height, width, dtype=torch.bool)
     chosen.view(-1)[places[order[: max(1, round(task.held_out * len(places)))]]] = True
     return chosen, None
+
+
+def _signs(measurement: Tensor, seed: int) -> Tensor:
+    """Random signs, 1 or -1, one for each value that was measured."""
+    return torch.randint(2, measurement.shape, generator=stream(seed, "probe")) * 2.0 - 1.0
 
 
 def _complete(piece: Piece) -> bool:
@@ -175,7 +190,7 @@ class _Report:
         since, at = self.first = self.first or (now, step)
         if step - at >= _PACED:
             self.pace = (now - since) / (step - at)
-        errors = [error for error in watch.errors if error > 0]
+        errors = [error for error in watch.errors if error > 0]  # neither unknown, nor a risk estimated below 0
         score = metrics.psnr_of_mse(errors[-1]) if errors else None
         best = metrics.psnr_of_mse(min(errors)) if errors else None
         self._tell(step, watch.limit, score, best, partial(self._picture, watch))

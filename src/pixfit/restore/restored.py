@@ -28,7 +28,8 @@ class Progress:
         fraction: of the steps that it may take at most, in [0, 1]; a stopping rule may end it sooner.
         fit, fits: the number of this fit, from 1, and how many there are (pieces times runs).
         step, steps: updates of this fit, made and at most.
-        score: PSNR in dB of the averaged picture at the held-out pixels of this fit; None where none are held out.
+        score: PSNR in dB of the averaged picture at the held-out pixels of this fit, or that of the whole picture which
+            SURE estimates; None where none is known.
         best: the highest score so far, whose picture is the answer.
         seconds: since the start.
         ahead: seconds that the fits will still take at most, by the pace of some steps; None before that is known. Of a
@@ -78,8 +79,8 @@ class Restored:
         image: the answer, with the name and the bit depth of what was given.
         task: which of the four.
         status: ``stopped`` by the rule, ``done`` after all steps, or ``cancelled``: the best that there was.
-        stop_rule: ``held_out``, ``steps``, ``interrupted``, or ``classical`` for a picture that is too small to be
-            fitted.
+        stop_rule: ``held_out``, ``sure``, ``steps``, ``interrupted``, or ``classical`` for a picture that is too small
+            to be fitted.
         stop_step, steps: the step whose picture is the answer, and the steps made; of several fits the means.
         seconds: of wall time.
         degraded: (C, H, W), what was given, brought to the size of the answer, black where it is missing.
@@ -87,7 +88,8 @@ class Restored:
         control: (C, H, W), the classical estimate: non-local means, bi-harmonic, or total variation.
         weight: of the fit in the blend, in [0, 1]; 1 where nothing was blended.
         sigma: standard deviation of the noise, given or estimated, in units of the range [0, 1]; None where not used.
-        curves: a fit each: ``step`` (K,) and ``held_out`` (K,), the mean squared error at the held-out pixels.
+        curves: a fit each: ``step`` (K,) and ``held_out`` (K,), the mean squared error at the held-out pixels, or the
+            one that SURE estimates of the whole picture.
         last, oracle: (C, H, W), the fits' pictures at their last steps and at those nearest to the truth; None without
             a truth.
         notes: what the user should know, a line each.
