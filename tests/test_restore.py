@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -796,6 +798,26 @@ def test_interrupting_writes_the_best_so_far(elsewhere: Path) -> None:
     assert "out.png is the best so far" in errors
     assert images.load("now.png").data.shape == clean().data.shape
     assert metrics.psnr(images.load("out.png").data, clean().data) > said["psnr_degraded"] + 2
+
+
+@pytest.mark.parametrize(("task", "asked", "useful"), [
+    ("upscale", 6, False), ("upscale", 18, True), ("impulse", 6, False), ("denoise", 6, True),
+])  # fmt: skip
+def test_a_fit_interrupted_early_stands_back_where_no_score_tells_how_good_it_is(
+    task: str, asked: int, useful: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def pressed_soon() -> Iterator[Callable[[], bool]]:
+        calls = itertools.count()
+        yield lambda: next(calls) >= asked
+
+    monkeypatch.setattr(run, "interruptible", pressed_soon)
+    noise = "impulse" if task == "impulse" else "white"
+    even = Image(clean().data[:, :, :26])
+    done = restored(task, even, steps=20) if task == "upscale" else restore.denoise(even, noise=noise, steps=20)
+    assert (done.status, done.stop_rule) == ("cancelled", "interrupted")
+    assert torch.equal(done.fitted, done.control) is not useful
+    assert any("the classical estimate stands in" in note for note in done.notes) is not useful
 
 
 def test_the_cost_is_told_and_fits_are_kept(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,8 @@ def upscale(
         options: see `Options`. Steps are by default 1500, all of which are made: there is no noise to fit. Of a truth
             the rows and columns beyond ``factor`` times the small picture are cut off.
 
-    The answer's ``control`` is a total-variation fit with the same filter.
+    The answer's ``control`` is a total-variation fit with the same filter. It stands in for a fit that was interrupted
+    before half of its steps, since no score tells how good that is.
 
     Raises:
         ValueError: a factor out of bounds.

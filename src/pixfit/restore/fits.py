@@ -108,11 +108,15 @@ class Fit:
     last: Tensor
     oracle: Tensor
     curve: Mapping[str, Tensor]
+    limit: int
     probed: Tensor | None = None
 
     @property
     def answered(self) -> bool:
-        return self.status not in (Status.DIVERGED, Status.COLLAPSED)
+        """Whether it is of use: one that was interrupted early is not, where no score tells how good it is."""
+        early = self.status is Status.CANCELLED and 2 * self.steps < self.limit
+        untold = bool(self.curve["held_out"].isnan().all())
+        return self.status not in (Status.DIVERGED, Status.COLLAPSED) and not (early and untold)
 
 
 def fit(
@@ -156,8 +160,9 @@ def fit(
         _keep(store, result, task, name)
     oracle = last if watch.oracle is None else watch.oracle
     return Fit(
-        result.status, outcome.reason, outcome.steps, stop_step, picture.clamp(0, 1), last, oracle, watch.curve, probed
-    )
+        result.status, outcome.reason, outcome.steps, stop_step, picture.clamp(0, 1), last, oracle, watch.curve,
+        watch.limit, probed,
+    )  # fmt: skip
 
 
 def pace(task: Task, piece: Piece, device: torch.device) -> float:
@@ -205,7 +210,9 @@ def _kept(store: Store, spec: Spec) -> Fit | None:
         stop_step = int(curve["step"][int(curve["held_out"].argmin())])
     assert found.estimate is not None
     picture, probed = found.estimate.clamp(0, 1), found.curves.get("looks/probed")
-    return Fit(found.status, found.reason, found.steps, stop_step, picture, picture, picture, curve, probed)
+    return Fit(
+        found.status, found.reason, found.steps, stop_step, picture, picture, picture, curve, found.steps, probed
+    )  # fmt: skip
 
 
 def _keep(store: Store, result: Result, task: Task, name: str) -> None:
