@@ -226,9 +226,9 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
 def test_an_estimate_is_near_what_it_takes(tmp_path: Path) -> None:
     specs = [Spec(pf.Problem(picture(3, 32, 32)), Siren(2, 32), budget=pf.Steps(1500), seed=seed) for seed in range(4)]
     expected = workers.estimate(specs, device="cpu", seconds=1.0)
-    began = time.monotonic()
+    began = time.process_time()
     pf.fit(specs, device="cpu")
-    taken = time.monotonic() - began
+    taken = time.process_time() - began
     assert taken / 4 < expected < taken * 4
     assert workers.estimate([], device="cpu") == 0
     assert workers.estimate([replace(specs[0], budget=pf.Seconds(7))], device="cpu") == 7

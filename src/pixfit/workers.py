@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from typing import Self
 
 import numpy as np
+import torch
 
 from pixfit import canonical, run
 from pixfit.problem import Problem
@@ -321,8 +322,6 @@ class _Relay(Store):
 
 def _work(pipe: Connection, folder: str, device: str, keep_all: bool) -> None:
     """A worker's life: tasks in, rows out, until an empty message or the end of the parent."""
-    import torch
-
     signal.signal(signal.SIGTERM, lambda number, stack: None)  # heard by a fit alone, which then ends in good order
     torch.set_num_threads(1)
     relay = _Relay(folder, pipe, keep_all)
@@ -422,11 +421,21 @@ def _looks(spec: Spec, record: Record) -> float:
 
 
 def _pace(spec: Spec, device: str | None, seconds: float) -> tuple[float, float]:
-    """Seconds of a step, and of all that a fit takes besides its steps."""
+    """Seconds of a step, and of all that a fit takes besides its steps.
+
+    On the CPU these are of one thread, as workers have it, and of the processor, so that other programs do not count.
+    """
     short = replace(spec, start=Start(), budget=Budget(seconds=seconds), stopping=Never())
-    began = time.monotonic()
-    result = run.fit(short, device=device)
-    return result.seconds / max(1, result.steps), max(0.0, time.monotonic() - began - result.seconds)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        began = time.monotonic(), time.process_time()
+        result = run.fit(short, device=device)
+        wall, busy = time.monotonic() - began[0], time.process_time() - began[1]
+    finally:
+        torch.set_num_threads(threads)
+    all_of_it, steps = (busy, result.process_seconds) if result.device == "cpu" else (wall, result.seconds)
+    return steps / max(1, result.steps), max(0.0, all_of_it - steps)
 
 
 @contextlib.contextmanager
