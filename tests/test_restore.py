@@ -817,6 +817,7 @@ def test_a_fit_interrupted_early_stands_back_where_no_score_tells_how_good_it_is
     done = restored(task, even, steps=20) if task == "upscale" else restore.denoise(even, noise=noise, steps=20)
     assert (done.status, done.stop_rule) == ("cancelled", "interrupted")
     assert torch.equal(done.fitted, done.control) is not useful
+    assert (done.stop_step > 0) is useful
     assert any("the classical estimate stands in" in note for note in done.notes) is not useful
 
 

@@ -97,7 +97,8 @@ class Fit:
     """How a fit ended, and its pictures (C, H, W): the answer, that of the last step, and the one nearest to the truth.
 
     A fit that comes from a store has but the answer, and a fit without a truth no nearest picture: then the others
-    stand for it. ``probed`` is what the second fit shows at the answer's step, where there is one.
+    stand for it. ``limit`` are the steps that it is meant to take; ``probed`` is what the second fit shows at the
+    answer's step, where there is one.
     """
 
     status: Status
@@ -161,7 +162,7 @@ def fit(
     oracle = last if watch.oracle is None else watch.oracle
     return Fit(
         result.status, outcome.reason, outcome.steps, stop_step, picture.clamp(0, 1), last, oracle, watch.curve,
-        watch.limit, probed,
+        min(watch.limit, task.steps(*piece.shape[1:])), probed,
     )  # fmt: skip
 
 

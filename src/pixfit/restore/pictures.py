@@ -115,11 +115,11 @@ def restored(
     rules = {one.reason for one in fits if one.answered}
     known_rules = ("held_out", "sure", "steps")
     rule = "interrupted" if stopped else next((one for one in known_rules if one in rules), "classical")
-    count = max(1, len(fits))
+    count, useful = max(1, len(fits)), [one.stop_step for one in fits if one.answered]
     return Restored(
         image=Image(answer), task=task.name,
         status={"interrupted": "cancelled", "held_out": "stopped", "sure": "stopped"}.get(rule, "done"), stop_rule=rule,
-        stop_step=round(sum(one.stop_step for one in fits) / count),
+        stop_step=round(sum(useful) / max(1, len(useful))),
         steps=round(sum(one.steps for one in fits) / count), seconds=time.monotonic() - began,
         degraded=degraded, fitted=whole_ones["fitted"], control=whole_ones["control"], weight=weight,
         curves=tuple(one.curve for one in fits), last=whole_ones.get("last"), oracle=whole_ones.get("oracle"),
