@@ -62,6 +62,8 @@ def test_the_first_limit_counts(budget: Budget, per_epoch: int, limit: int | Non
         (lambda: Seconds(float("inf")), "budget.seconds is inf"),
         (lambda: TargetPSNR(every=0), "stopping.every is 0"),
         (lambda: HeldOut(patience=0), "stopping.patience is 0"),
+        (lambda: HeldOut(window=0), "stopping.window is 0"),
+        (lambda: HeldOut(window=2.5), "stopping.window is 2.5"),  # type: ignore[arg-type]
         (lambda: WindowVariance(window=1), "stopping.window is 1"),
         (lambda: WindowVariance(patience=0), "stopping.patience is 0"),
         (lambda: MovingVariance(warmup=-1), "stopping.warmup is -1"),
@@ -79,6 +81,18 @@ def test_the_discrepancy_is_a_level_of_the_measurement() -> None:
     assert discrepancy(0.1).psnr == pytest.approx(20.0)
     rule = discrepancy(0.1, factor=0.5, every=7)
     assert (rule.psnr, rule.every) == (pytest.approx(23.0103), 7)
+
+
+# --- held-out errors over a window
+
+
+@pytest.mark.parametrize(("window", "every", "looks"), [(1, 5, 1), (5, 5, 1), (10, 5, 2), (24, 5, 4), (500, 5, 100)])
+@pytest.mark.parametrize("count", [0, 1, 3, 40])
+def test_compared_are_the_means_of_the_last_looks(window: int, every: int, looks: int, count: int) -> None:
+    errors = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    found = HeldOut(window=window).compared(errors, every)
+    wanted = [sum(errors[max(0, k + 1 - looks) : k + 1].tolist()) / min(looks, k + 1) for k in range(count)]
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
 
 
 # --- the variance of what is shown, against the formulas

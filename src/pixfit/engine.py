@@ -499,18 +499,28 @@ class _Loop:
         assert self.best is not None
         assert self.compare_every is not None
         self.clock.pause()
-        weights, found = self.estimate(), torch.zeros(self.fits, 2)
+        weights, found, now = self.estimate(), torch.zeros(self.fits, 2), []
         for fit, job in enumerate(self.jobs):
             if job.view.held_out is None:
                 name = type(self.spec.estimate).__name__
                 raise ValueError(f"the estimate {name} needs held-out pixels; give the problem held_out=0.1")
             errors, losses = self._held_out_errors(weights, job.view, job.view.held_out, fit)
             mean = errors.square().mean()
-            error, found[fit, 0], found[fit, 1] = float(mean), losses.mean(), -10 * mean.log10()
-            self._remember(fit, error, weights)
+            found[fit, 0], found[fit, 1] = losses.mean(), -10 * mean.log10()
+            now.append(float(mean))
         if self.step // self.compare_every == len(self.compared):  # a resumed fit looks at its first step again
             self.compared.append(found)
+        for fit, error in enumerate(now):
+            self._remember(fit, self._over_window(fit, error), weights)
         self.clock.start()
+
+    def _over_window(self, fit: int, error: float) -> float:
+        """What the stopping rule makes of this look's error."""
+        rule, every = self.spec.stopping, self.compare_every
+        if every is None or not isinstance(rule, HeldOut) or rule.window <= every:
+            return error
+        levels = torch.stack(self.compared[-(rule.window // every) :])[:, fit, 1].double()
+        return float(rule.compared(10 ** (-levels / 10), every)[-1])
 
     def _remember(self, fit: int, error: float, answers: Tensor) -> None:
         """Keeps the fit's answer, in its row, if none before had a smaller error."""

@@ -205,8 +205,9 @@ def _kept(store: Store, spec: Spec) -> Fit | None:
     curve = {key: found.curves[f"looks/{key}"] for key in ("step", "held_out")}
     stop_step = found.steps
     if isinstance(spec.stopping, HeldOut):  # the rule did not see a last step between two looks
-        seen = torch.where(curve["step"] % LOOK == 0, curve["held_out"], math.inf)
-        stop_step = int(curve["step"][int(seen.argmin())])
+        looks = curve["step"] % LOOK == 0
+        compared = spec.stopping.compared(curve["held_out"][looks], LOOK)
+        stop_step = int(curve["step"][looks][int(compared.argmin())])
     elif found.reason == "sure":
         stop_step = int(curve["step"][int(curve["held_out"].argmin())])
     assert found.estimate is not None

@@ -30,7 +30,7 @@ class Progress:
         step, steps: updates of this fit, made and at most.
         score: PSNR in dB of the averaged picture at the held-out pixels of this fit, or that of the whole picture which
             SURE estimates; None where none is known.
-        best: the highest score so far, whose picture is the answer.
+        best: the highest score so far; the answer is of a step near it.
         seconds: since the start.
         ahead: seconds that the fits will still take at most, by the pace of some steps; None before that is known. Of a
             large picture it is known before the first fit begins.

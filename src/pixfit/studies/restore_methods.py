@@ -24,7 +24,7 @@ from pixfit.models import (
 )
 from pixfit.optim import Adam, Langevin
 from pixfit.problem import Problem
-from pixfit.spec import AveragedOutput, BestHeldOut, Last, PosteriorMean, Spec
+from pixfit.spec import AveragedOutput, BestHeldOut, Estimate, Last, PosteriorMean, Spec
 from pixfit.starts import FromPicture, Start
 from pixfit.stopping import HeldOut, Never
 from pixfit.tasks import LOOK, Task, TaskName
@@ -109,14 +109,18 @@ def _sampled(problem: Problem, task: Task, steps: int | None, seed: int) -> Spec
 
 def _coordinates(model: Callable[[float], Model], rate: float) -> Maker:
     """The default fit with a coordinate network, made for a picture of (pixels)^½ a side: the answer is what the best
-    weights show, as an average of what was shown gains nothing there."""
+    weights show, as an average of what was shown gains nothing there. The best step is short-lived, and looks count
+    alone."""
 
     def make(problem: Problem, task: Task, steps: int | None, seed: int) -> Spec:
         _, height, width = problem.shape
-        estimate = BestHeldOut(LOOK) if isinstance(task.stopping, HeldOut) else Last()
         spec = task.spec(problem, steps=steps, seed=seed)
+        stopping = spec.stopping
+        estimate: Estimate = Last()
+        if isinstance(stopping, HeldOut):
+            stopping, estimate = replace(stopping, window=1), BestHeldOut(LOOK)
         made = model((height * width) ** 0.5)
-        return replace(spec, model=made, optimiser=Adam(lr=rate), estimate=estimate)
+        return replace(spec, model=made, optimiser=Adam(lr=rate), stopping=stopping, estimate=estimate)
 
     return make
 
