@@ -37,6 +37,7 @@ API const char *pixfit_source_hash() {{ return "{source_hash}"; }}
 API const char *pixfit_isa() {{ return "{isa}"; }}
 API long pixfit_supported() {{ return {supported}; }}
 API long pixfit_scratch() {{ return 0; }}
+API long pixfit_hourglass_memory() {{ return 0; }}
 API const char *pixfit_compiler() {{ return "{compiler}"; }}
 API double pixfit_peak(double seconds, long bfloat16) {{ return bfloat16 ? 2 : seconds; }}
 """

@@ -187,7 +187,10 @@ class _Loop:
         rounded = None
         if spec.precision == "bfloat16-backward":
             rounded = model.plan(model.in_features, views[0].shape[0])
-        self.stack = Stack(model, views[0].shape[0], weights, masks, rounded=rounded, dtype=dtype, device=device)
+        self.stack = Stack(
+            model, views[0].shape[0], weights, masks, compiled=spec.kernel != "torch", rounded=rounded, dtype=dtype,
+            device=device,
+        )  # fmt: skip
         pictures = spec.batches if isinstance(spec.batches, PictureBatches) else None
         augmented = spec.batches if isinstance(spec.batches, AugmentedBatches) else None
         self.samples = Samples(
@@ -201,6 +204,9 @@ class _Loop:
         if device.type == "cpu" and isinstance(model, PicturePrior) and self.samples.count * self.stack.widest < _FEW:
             size = 1  # torch's threads would meet after each of many small operations
         self.crew = kernels.Crew(size)
+        if device.type == "cpu" and self.stack.has_maps and spec.precision == "float32" and 1 in (size, threads):
+            maps = kernels.maps_library() if spec.kernel == "auto" else None
+            self.kernel = self.kernel if maps is None else f"maps-{maps.isa}"
         self.weights = self.stack.weights.detach()
         descents = model.descents if isinstance(model, PicturePrior) else ()
         self.stepper = with_descents(spec.optimiser.start(self.weights, self.stack.layout), self.stack.layout, descents)

@@ -15,6 +15,7 @@ from torch.func import functional_call, vmap
 
 from pixfit.kernels import Crew, Plan, twin
 from pixfit.models import Model, PicturePrior
+from pixfit.models.conv_networks import HourglassNetwork
 from pixfit.optim import Entry
 from pixfit.problem import View, stream
 from pixfit.spec import AugmentedBatches, PictureBatches
@@ -31,6 +32,7 @@ class Stack:
         channels: of the picture.
         weights: F mappings with every tensor of the network; they are copied.
         masks: F masks, or None where a fit has none.
+        compiled: whether compiled code may make the maps of convolutional networks.
         rounded: the plan to run instead of the network, with bfloat16 operands in its backward products, or None.
         dtype, device: of all that is computed.
 
@@ -45,6 +47,7 @@ class Stack:
         weights: Sequence[Mapping[str, Tensor]],
         masks: Sequence[Weights | None],
         *,
+        compiled: bool = True,
         rounded: Plan | None = None,
         dtype: torch.dtype,
         device: torch.device,
@@ -54,6 +57,10 @@ class Stack:
         with torch.device("meta"):
             network = model.network(model.in_features, channels)
         self.network = network.to(dtype).to_empty(device=device)
+        hourglasses = [one for one in self.network.modules() if isinstance(one, HourglassNetwork)]
+        for one in hourglasses:
+            one.compiled = compiled
+        self.has_maps = bool(hourglasses)
         expected = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
         for named in weights:
             if {name: tuple(value.shape) for name, value in named.items()} != expected:

@@ -2,12 +2,14 @@
 
 from pixfit.kernels.crew import Crew, crew_size
 from pixfit.kernels.grid import neighbours
+from pixfit.kernels.hourglass import HourglassShape, hourglass_maps, maps_library
 from pixfit.kernels.matmul import fast_bfloat16, fast_matmul, kernel_name
 from pixfit.kernels.plan import Activation, Layer, Level, Lift, Plan
 
 __all__ = [
     "Activation",
     "Crew",
+    "HourglassShape",
     "Layer",
     "Level",
     "Lift",
@@ -15,6 +17,8 @@ __all__ = [
     "crew_size",
     "fast_bfloat16",
     "fast_matmul",
+    "hourglass_maps",
     "kernel_name",
+    "maps_library",
     "neighbours",
 ]

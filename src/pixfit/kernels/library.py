@@ -17,7 +17,7 @@ from pixfit.kernels import sources
 
 __all__ = ["ABI", "Library", "isas", "load", "refused", "why"]
 
-ABI = 2  # of native/api.h
+ABI = 3  # of native/api.h
 
 _FOLDER = Path(__file__).parent
 _REMEDY = "with a C++ compiler at hand, run `make venv`, or `pip install` pixfit again"
@@ -121,6 +121,7 @@ def _open(folder: Path, choice: sources.InstructionSet) -> Library | str:
     try:
         handle = ctypes.CDLL(str(path))
         handle.pixfit_abi.restype = handle.pixfit_supported.restype = handle.pixfit_scratch.restype = ctypes.c_int64
+        handle.pixfit_hourglass_memory.restype = ctypes.c_int64
         handle.pixfit_source_hash.restype = handle.pixfit_isa.restype = ctypes.c_char_p
         handle.pixfit_compiler.restype = ctypes.c_char_p
         handle.pixfit_peak.restype = handle.pixfit_sincos_time.restype = ctypes.c_double

@@ -1,4 +1,5 @@
-"""The networks of the convolutional image priors as plain modules. This file needs nothing but torch and `networks`.
+"""The networks of the convolutional image priors as plain modules. This file needs nothing but torch, the kernels
+and `networks`.
 
 Shapes: one picture of H x W pixels; maps inside are (1, features, rows, columns). Weights and maps are kept in
 channels-last order in memory: on a CPU that is up to twice as fast in bfloat16.
@@ -12,6 +13,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pixfit.kernels import HourglassShape, hourglass_maps
 
 from .networks import Network
 
@@ -182,6 +185,8 @@ class HourglassNetwork(PictureNetwork):
         padding: "reflection" or "zeros".
         slope: of the leaky ReLU below 0.
         out_features, output: as of `PictureNetwork`.
+
+    ``compiled``, a plain attribute, says whether compiled code may make the maps, see `kernels.hourglass_maps`.
     """
 
     def __init__(
@@ -202,15 +207,28 @@ class HourglassNetwork(PictureNetwork):
         output: str = "sigmoid",
     ) -> None:
         super().__init__(height, width, (code_channels, height, width), code_scale, output)
-        self.upsampling = upsampling
+        self.upsampling, self.compiled = upsampling, True
         inputs, below = (code_channels, *channels[:-1]), (*up_channels[1:], channels[-1])
         self.levels = nn.ModuleList(
             _Level(*sizes, kernels, mix, padding, slope)
             for sizes in zip(inputs, channels, below, up_channels, skip_channels, strict=True)
         )
         self.colours = _Convolution(up_channels[0], out_features, 1)
+        self._shape = HourglassShape(
+            tuple(zip(channels, up_channels, skip_channels, strict=True)), kernels, mix, upsampling == "nearest",
+            padding == "reflection", slope,
+        )  # fmt: skip
+        self._owners = [(module, name) for module in self.levels.modules() for name in module._parameters]
 
     def features(self, x: Tensor) -> Tensor:
+        if not self.compiled:
+            return self.plain_features(x)
+        # By name: a call may put other tensors in their places.
+        parameters = [getattr(module, name) for module, name in self._owners]
+        return hourglass_maps(x, parameters, self._shape, self.plain_features)
+
+    def plain_features(self, x: Tensor) -> Tensor:
+        """The same by torch alone."""
         levels = cast(list[_Level], list(self.levels))
         above = []
         for level in levels:
@@ -275,6 +293,8 @@ def _resized(x: Tensor, height: int, width: int, upsampling: str) -> Tensor:
 
 def _centre(x: Tensor, height: int, width: int) -> Tensor:
     """The middle of a map, from half the difference of the sides on, rounded down."""
+    if x.shape[-2:] == (height, width):  # a cut would cost a copy in the backward pass
+        return x
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
     return x[..., top : top + height, left : left + width]
 

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define PIXFIT_ABI 2
+#define PIXFIT_ABI 3
 
 enum PixfitActivation { PIXFIT_NONE, PIXFIT_SINE, PIXFIT_FINER, PIXFIT_FINER_EXACT, PIXFIT_RELU, PIXFIT_GELU,
                         PIXFIT_SILU, PIXFIT_GAUSS };
@@ -87,6 +87,30 @@ typedef struct {
   int64_t plateau_patience, steps_per_epoch, epoch_step;  // epoch_step: steps already made in this epoch
 } PixfitUpdate;
 
+// A convolution of a map (height, width, inputs), padded by (kernel - 1) / 2 with zeros or by reflection, a norm by the
+// statistics of what comes out, and a leaky ReLU. The bias of the convolution is left out: the norm takes it away.
+typedef struct {
+  int64_t height, width, inputs, outputs;
+  int64_t kernel, stride;  // the kernel's side, odd
+  int64_t reflect;
+  double eps, slope;       // of the norm; of the leaky ReLU below 0
+} PixfitBlock;
+
+// Features of the maps of one level of an hourglass.
+typedef struct {
+  int64_t down, up, skip;
+} PixfitLevelOfMaps;
+
+// See pixfit.models.Hourglass.
+typedef struct {
+  int64_t height, width, inputs;
+  int64_t down_kernel, up_kernel, skip_kernel;
+  int64_t mix, nearest, reflect;
+  double eps, slope;
+  const PixfitLevelOfMaps *levels;
+  int64_t level_count;
+} PixfitHourglass;
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -112,6 +136,20 @@ int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *update, int64_t
 // Outputs (samples, C), without the loss, of one fit's parameters at its coordinates.
 int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fit, int64_t samples, float *outputs, int64_t threads,
                        void *scratch, int64_t scratch_bytes, const volatile int32_t *stop);
+
+// Floats of memory that an hourglass needs, kept from the way forward to the way back; -1: it is wrong. `parameters`:
+// how many tensors it has.
+int64_t pixfit_hourglass_memory(const PixfitHourglass *net, int64_t *parameters);
+
+// Maps y (height, width, up of the first level) of a code (height, width, inputs). `parameters`: a tensor each, in the
+// order of the module.
+int64_t pixfit_hourglass(const PixfitHourglass *net, const float *code, const float *const *parameters, float *y,
+                         float *memory, int64_t floats);
+
+// From the gradient dy of y, and what the way forward left in memory, those of the code (or null) and the parameters.
+int64_t pixfit_hourglass_back(const PixfitHourglass *net, const float *dy, const float *code,
+                              const float *const *parameters, float *dcode, float *const *gradients, float *memory,
+                              int64_t floats);
 
 // What the processor can do, for benchmarks: register-only fused multiply-adds (GFLOP/s) and sine with cosine
 // (ns an element, in cache), on the calling thread for about `seconds`.

@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "hourglass.h"
 #include "steps.h"
 
 namespace {
@@ -165,6 +166,49 @@ PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fi
   } catch (...) {
     return PIXFIT_NO_MEMORY;
   }
+}
+
+PIXFIT_PUBLIC int64_t pixfit_hourglass_memory(const PixfitHourglass *net, int64_t *parameters) {
+  if (!net || !parameters || !net->levels || net->level_count < 1) return -1;
+  try {
+    const Hourglass all(*net, nullptr);
+    *parameters = all.parameters;
+    return all.floats();
+  } catch (...) {
+    return -1;
+  }
+}
+
+// Runs the body on an hourglass that was found to be sound and to have its memory.
+template <typename Body>
+int64_t with_hourglass(const PixfitHourglass *net, float *memory, int64_t floats, Body body) {
+  int64_t count;
+  const int64_t needed = pixfit_hourglass_memory(net, &count);
+  if (needed < 0 || !memory || floats < needed) return PIXFIT_BAD_ARGUMENT;
+  try {
+    body(Hourglass(*net, memory));
+    return PIXFIT_OK;
+  } catch (...) {
+    return PIXFIT_NO_MEMORY;
+  }
+}
+
+PIXFIT_PUBLIC int64_t pixfit_hourglass(const PixfitHourglass *net, const float *code, const float *const *parameters,
+                                       float *y, float *memory, int64_t floats) {
+  if (!code || !parameters || !y) return PIXFIT_BAD_ARGUMENT;
+  return with_hourglass(net, memory, floats, [&](const Hourglass &all) {
+    const float *found = hourglass_forward(*net, all, code, parameters);
+    memcpy(y, found, sizeof(float) * net->height * net->width * net->levels[0].up);
+  });
+}
+
+PIXFIT_PUBLIC int64_t pixfit_hourglass_back(const PixfitHourglass *net, const float *dy, const float *code,
+                                            const float *const *parameters, float *dcode, float *const *gradients,
+                                            float *memory, int64_t floats) {
+  if (!dy || !code || !parameters || !gradients) return PIXFIT_BAD_ARGUMENT;
+  return with_hourglass(net, memory, floats, [&](const Hourglass &all) {
+    hourglass_backward(*net, all, dy, code, parameters, dcode, gradients);
+  });
 }
 
 PIXFIT_PUBLIC double pixfit_peak(double seconds, int64_t bfloat16) {

@@ -1,0 +1,195 @@
+"""All of an hourglass but its colours, compiled: for small pictures on one thread of a CPU.
+
+Torch makes some hundreds of operations of a step, each of which reads and writes maps that were near a moment ago, and
+the way there costs as much again. Here a step is two calls. Large pictures, other devices and other precisions are left
+to torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from pixfit.kernels import library
+from pixfit.kernels.library import Library
+
+__all__ = ["HourglassShape", "hourglass_maps", "maps_library"]
+
+_NO_MEMORY = 3
+_free = threading.local()
+
+
+class HourglassShape(NamedTuple):
+    """What an hourglass is besides its weights, see `pixfit.models.Hourglass`. ``levels``: (down, up, skip) each."""
+
+    levels: tuple[tuple[int, int, int], ...]
+    kernels: tuple[int, int, int]
+    mix: bool
+    nearest: bool
+    reflect: bool
+    slope: float
+    eps: float = 1e-5
+
+
+def hourglass_maps(
+    code: Tensor, parameters: Sequence[Tensor], shape: HourglassShape, plain: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The maps (1, K, h, w) of a code (1, D, h, w), by compiled code where that serves, else by ``plain``.
+
+    It serves float32 on one thread of a CPU, where a library was built and ``PIXFIT_KERNEL`` is not ``torch``. The
+    biases of convolutions change nothing, since a norm follows on each; compiled code gives them no gradient, where
+    torch gives them rounding errors. It has no second derivatives.
+
+    Args:
+        parameters: of the levels, in the order of the module.
+        plain: the same in torch, with the same parameters.
+
+    Raises:
+        ValueError: parameters that are not those of the shape.
+    """
+    found = maps_library()
+    if (
+        found is None
+        or any(one.device.type != "cpu" or one.dtype != torch.float32 for one in (code, *parameters))
+        or any(type(one) not in (Tensor, torch.nn.Parameter) for one in (code, *parameters))  # such as one without data
+        or code.shape[0] != 1
+        or torch.is_autocast_enabled("cpu")
+        or torch.get_num_threads() > 1
+    ):
+        return plain(code)
+    return cast(Tensor, _Maps.apply(found, shape, code, *parameters))  # type: ignore[no-untyped-call]
+
+
+def maps_library() -> Library | None:
+    """The library that maps would be computed by; None: torch.
+
+    Raises:
+        ValueError: as `pixfit.kernels.library.load`.
+    """
+    return _library(os.environ.get("PIXFIT_KERNEL"), os.environ.get("PIXFIT_LIBRARY_DIR"))
+
+
+@functools.cache
+def _library(kernel: str | None, folder: str | None) -> Library | None:
+    """As the two variables of the environment have it; they are looked at in each step."""
+    return library.load()
+
+
+class _Level(Structure):
+    _fields_ = tuple((name, c_int64) for name in ("down", "up", "skip"))
+
+
+class _Hourglass(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in (
+            "height", "width", "inputs", "down_kernel", "up_kernel", "skip_kernel", "mix", "nearest", "reflect",
+        )),
+        ("eps", c_double), ("slope", c_double), ("levels", POINTER(_Level)), ("level_count", c_int64),
+    )  # fmt: skip
+
+
+class _Loan:
+    """Memory for one pass forward and back. When both are over, or forgotten, the next pass of the thread takes it:
+    new memory of this size costs as much as half of the work that is done in it."""
+
+    def __init__(self, floats: int) -> None:
+        self._shelf: list[Tensor] = _free.__dict__.setdefault("shelf", [])
+        fitting = [place for place, one in enumerate(self._shelf) if one.numel() == floats]
+        self.memory = self._shelf.pop(fitting[0]) if fitting else torch.empty(floats)
+
+    def __del__(self) -> None:
+        self._shelf[1:] = []
+        self._shelf.insert(0, self.memory)
+
+
+class _Maps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, found: Library, shape: HourglassShape, code: Tensor, *parameters: Tensor) -> Tensor:
+        code = code.contiguous(memory_format=torch.channels_last)
+        own = [one.contiguous() for one in parameters]
+        net, floats = _net(found, shape, code, own)
+        loan = _Loan(floats)
+        maps = torch.empty(1, shape.levels[0][1], *code.shape[2:]).contiguous(memory_format=torch.channels_last)
+        _call(found, "pixfit_hourglass", net, code, _pointers(own), maps, loan.memory)
+        ctx.save_for_backward(code, *own)
+        ctx.found, ctx.shape, ctx.loan = found, shape, loan
+        return maps
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("compiled maps have no second derivatives; torch has: set PIXFIT_KERNEL=torch")
+        code, *parameters = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        net, _ = _net(ctx.found, ctx.shape, code, parameters)
+        dcode = torch.empty_like(code) if ctx.needs_input_grad[2] else None
+        row = torch.empty(sum(one.numel() for one in parameters))
+        parts = torch.split(row, [one.numel() for one in parameters])
+        gradients = [part.view(one.shape) for part, one in zip(parts, parameters, strict=True)]
+        _call(
+            ctx.found, "pixfit_hourglass_back", net, dy, code, _pointers(parameters), dcode, _pointers(gradients),
+            ctx.loan.memory,
+        )  # fmt: skip
+        return None, None, dcode, *gradients
+
+
+def _net(found: Library, shape: HourglassShape, code: Tensor, parameters: Sequence[Tensor]) -> tuple[_Hourglass, int]:
+    """The hourglass as compiled code knows it, and the floats of memory that it needs."""
+    _, inputs, height, width = code.shape
+    if [one.numel() for one in parameters] != _sizes(shape, inputs) or code.shape[0] != 1:
+        raise ValueError(f"{len(parameters)} parameters on a code {tuple(code.shape)} are not an hourglass of {shape}")
+    levels = (_Level * len(shape.levels))(*(_Level(*level) for level in shape.levels))
+    net = _Hourglass(
+        height, width, inputs, *shape.kernels, shape.mix, shape.nearest, shape.reflect, shape.eps, shape.slope, levels,
+        len(levels),
+    )  # fmt: skip
+    count = c_int64()
+    floats = found.handle.pixfit_hourglass_memory(ctypes.byref(net), ctypes.byref(count))
+    if floats < 0 or count.value != len(parameters):
+        raise ValueError(f"{shape} cannot be on a code {tuple(code.shape)}")
+    return net, floats
+
+
+@functools.cache
+def _sizes(shape: HourglassShape, inputs: int) -> list[int]:
+    """Numbers of each parameter, in the order of the module."""
+    sizes: list[int] = []
+    down_kernel, up_kernel, skip_kernel = shape.kernels
+
+    def block(features: int, outputs: int, kernel: int) -> None:
+        sizes.extend((features * outputs * kernel**2, outputs, outputs, outputs))
+
+    for number, (down, up, skip) in enumerate(shape.levels):
+        below = shape.levels[number + 1][1] if number + 1 < len(shape.levels) else down
+        if skip:
+            block(inputs, skip, skip_kernel)
+        block(inputs, down, down_kernel)
+        block(down, down, down_kernel)
+        sizes.extend((skip + below, skip + below))
+        block(skip + below, up, up_kernel)
+        if shape.mix:
+            block(up, up, 1)
+        inputs = down
+    return sizes
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _call(found: Library, name: str, net: _Hourglass, *given: Any) -> None:
+    memory = given[-1]
+    pointers = (c_void_p(one.data_ptr()) if isinstance(one, Tensor) else one for one in given)
+    code = getattr(found.handle, name)(ctypes.byref(net), *pointers, c_int64(memory.numel()))
+    if code == _NO_MEMORY:
+        raise MemoryError(f"{name} of {found.path.name} found no memory")
+    if code:
+        raise ValueError(f"{name} of {found.path.name} refuses its arguments")

@@ -1,0 +1,468 @@
+// A block of a convolutional prior: a convolution, a norm by the statistics of its one map, and a leaky ReLU, with the
+// gradients of all three. Agrees with src/pixfit/kernels/block.py.
+//
+// A map is (height, width, features) with the features together, as torch's channels-last order has it. Both the way
+// forward and the gradient of the input are the same loop over runs of memory that lie together: the taps of one row of
+// a kernel lie beside each other, and their features too.
+
+#ifndef PIXFIT_BLOCK_H
+#define PIXFIT_BLOCK_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "api.h"
+#include "vec.h"
+
+namespace {
+
+// -------------------------------------------------------------------------------------------------------- convolution
+
+// out[R pixels][lanes < count] = sum over `rows` runs of A (R pixels, `pixel` floats apart) times B [run][NR].
+template <int R, int V>
+inline void pixels_tile(const float *a, ptrdiff_t pixel, ptrdiff_t row, int64_t rows, int64_t run, const float *b,
+                        float *out, ptrdiff_t out_step, int64_t count) {
+  vf c[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) c[r][v] = vf{};
+  for (int64_t y = 0; y < rows; y++) {
+    // Two pointers and the distances 1, 2 and 3 reach eight pixels; eight of their own would not stay in registers.
+    const float *p = a + y * row, *q = p + 4 * pixel;
+    for (int64_t i = 0; i < run; i++, p++, q++, b += NR) {
+      vf right[V];
+      for (int v = 0; v < V; v++) right[v] = load(b + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) {
+        const vf x = splat(r < 4 ? p[r * pixel] : q[(r - 4) * pixel]);
+        for (int v = 0; v < V; v++) c[r][v] += x * right[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    float *to = out + r * out_step;
+    if (count == V * W) {
+      for (int v = 0; v < V; v++) store(to + v * W, c[r][v]);
+    } else {
+      float lanes[V * W];
+      for (int v = 0; v < V; v++) store(lanes + v * W, c[r][v]);
+      for (int64_t j = 0; j < count; j++) to[j] = lanes[j];
+    }
+  }
+}
+
+template <int V>
+inline void pixels_row(int64_t pixels, const float *a, ptrdiff_t pixel, ptrdiff_t row, int64_t rows, int64_t run,
+                       const float *b, float *out, ptrdiff_t out_step, int64_t count) {
+  int64_t x = 0;
+  for (; x + MR <= pixels; x += MR)
+    pixels_tile<MR, V>(a + x * pixel, pixel, row, rows, run, b, out + x * out_step, out_step, count);
+  for (; x + 2 <= pixels; x += 2)
+    pixels_tile<2, V>(a + x * pixel, pixel, row, rows, run, b, out + x * out_step, out_step, count);
+  if (x < pixels) pixels_tile<1, V>(a + x * pixel, pixel, row, rows, run, b, out + x * out_step, out_step, count);
+}
+
+// The same for few lanes, where a panel would be nearly empty: vectors along the runs, B [lane][rows][run], of runs that
+// are whole vectors and at least FEW_PIXELS pixels.
+constexpr int FEW = 4;
+constexpr int FEW_PIXELS = W / FEW;
+
+inline void few_lanes_row(int64_t pixels, const float *a, ptrdiff_t pixel, ptrdiff_t row, int64_t rows, int64_t run,
+                          const float *b, float *out, ptrdiff_t out_step, int64_t count) {
+  for (int64_t at = 0; at < pixels; at += FEW_PIXELS) {
+    const int64_t x = std::min<int64_t>(at, pixels - FEW_PIXELS);  // the last ones twice, where they do not divide
+    vf c[W] = {};
+    for (int64_t y = 0; y < rows; y++) {
+      const float *p = a + x * pixel + y * row, *q = b + y * run;
+      for (int64_t i = 0; i < run; i += W) {
+        vf right[FEW];
+        for (int j = 0; j < FEW; j++) right[j] = load(q + j * rows * run + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < FEW_PIXELS; r++) {
+          const vf left = load(p + r * pixel + i);
+          for (int j = 0; j < FEW; j++) c[r * FEW + j] += left * right[j];
+        }
+      }
+    }
+    float lanes[W];
+    store(lanes, sums(c));
+    for (int r = 0; r < FEW_PIXELS; r++)
+      for (int64_t j = 0; j < count; j++) out[(x + r) * out_step + j] = lanes[r * FEW + j];
+  }
+}
+
+// gradient[R inputs][NR] += sum over pixels of a[pixel][input] * b[pixel][lane].
+template <int R, int V>
+inline void taps_tile(const float *a, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, int64_t pixels, float *out) {
+  vf c[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) c[r][v] = load(out + r * NR + v * W);
+#pragma GCC unroll 2
+  for (int64_t t = 0; t < pixels; t++, a += a_step, b += b_step) {
+    vf right[V];
+    for (int v = 0; v < V; v++) right[v] = load(b + v * W);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const vf x = splat(a[r]);
+      for (int v = 0; v < V; v++) c[r][v] += x * right[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) store(out + r * NR + v * W, c[r][v]);
+}
+
+template <int V>
+inline void taps_rows(int64_t inputs, const float *a, ptrdiff_t a_step, const float *b, ptrdiff_t b_step,
+                      int64_t pixels, float *out) {
+  int64_t i = 0;
+  for (; i + MR <= inputs; i += MR) taps_tile<MR, V>(a + i, a_step, b, b_step, pixels, out + i * NR);
+  for (; i + 2 <= inputs; i += 2) taps_tile<2, V>(a + i, a_step, b, b_step, pixels, out + i * NR);
+  if (i < inputs) taps_tile<1, V>(a + i, a_step, b, b_step, pixels, out + i * NR);
+}
+
+inline bool sound(const PixfitBlock *b) {
+  if (!b || b->height < 1 || b->width < 1 || b->inputs < 1 || b->outputs < 1 || b->stride < 1) return false;
+  const int64_t border = (b->kernel - 1) / 2;
+  return b->kernel >= 1 && b->kernel % 2 == 1 && (!b->reflect || std::min(b->height, b->width) > border);
+}
+
+// Sizes of all that one block needs. The slope of the convolution lies in a map of its own with zeros around it, so that
+// no pixel is special: `before` on the left and above, and what is missing on the right and below.
+struct Shapes {
+  const PixfitBlock &b;
+  int64_t border, high, wide;                  // around the input; the input with it
+  int64_t rows, columns;                       // of the output
+  int64_t before, slope_high, slope_wide;      // before: taps of a kernel's side that meet one pixel, at most, less one
+  int64_t panels, back_panels;
+  explicit Shapes(const PixfitBlock &block) : b(block) {
+    border = (b.kernel - 1) / 2, high = b.height + 2 * border, wide = b.width + 2 * border;
+    rows = (high - b.kernel) / b.stride + 1, columns = (wide - b.kernel) / b.stride + 1;
+    before = (b.kernel - 1) / b.stride;
+    slope_high = before + std::max(rows, (high + b.stride - 1) / b.stride);
+    slope_wide = before + std::max(columns, (wide + b.stride - 1) / b.stride);
+    panels = (b.outputs + NR - 1) / NR, back_panels = (b.inputs + NR - 1) / NR;
+  }
+  int64_t input() const { return high * wide * b.inputs; }
+  int64_t map() const { return rows * columns * b.outputs; }
+  int64_t slope() const { return slope_high * slope_wide * b.outputs + NR; }  // a vector at the end reaches further
+  int64_t packed() const { return panels * b.kernel * b.kernel * b.inputs * NR; }
+  int64_t packed_back() const { return b.kernel * b.kernel * b.outputs * NR; }
+  int64_t floats() const { return 2 * input() + map() + slope() + packed() + packed_back(); }
+};
+
+inline int64_t mirrored(int64_t i, int64_t n) { return i < 0 ? -i : i >= n ? 2 * n - 2 - i : i; }
+
+// The input with its border: zeros, or reflected about the outermost pixels.
+inline void bordered(const Shapes &s, const float *x, float *out) {
+  const int64_t k = s.b.inputs, row = s.b.width * k;
+  for (int64_t y = 0; y < s.high; y++) {
+    float *to = out + y * s.wide * k;
+    const int64_t inner = y - s.border, from = s.b.reflect ? mirrored(inner, s.b.height) : inner;
+    if (from < 0 || from >= s.b.height) {
+      memset(to, 0, sizeof(float) * s.wide * k);
+      continue;
+    }
+    const float *source = x + from * row;
+    memcpy(to + s.border * k, source, sizeof(float) * row);
+    for (int64_t i = 0; i < s.border; i++) {
+      float *left = to + i * k, *right = to + (s.border + s.b.width + i) * k;
+      if (s.b.reflect) {
+        memcpy(left, source + (s.border - i) * k, sizeof(float) * k);
+        memcpy(right, source + (s.b.width - 2 - i) * k, sizeof(float) * k);
+      } else {
+        memset(left, 0, sizeof(float) * k), memset(right, 0, sizeof(float) * k);
+      }
+    }
+  }
+}
+
+// What the border was made of gets its gradient.
+inline void folded(const Shapes &s, const float *from, float *dx) {
+  const int64_t k = s.b.inputs;
+  for (int64_t y = 0; y < s.b.height; y++)
+    memcpy(dx + y * s.b.width * k, from + ((y + s.border) * s.wide + s.border) * k, sizeof(float) * s.b.width * k);
+  if (!s.b.reflect || !s.border) return;
+  auto add = [&](int64_t y, int64_t x) {
+    const float *one = from + (y * s.wide + x) * k;
+    float *to = dx + (mirrored(y - s.border, s.b.height) * s.b.width + mirrored(x - s.border, s.b.width)) * k;
+    for (int64_t i = 0; i < k; i++) to[i] += one[i];
+  };
+  for (int64_t y = 0; y < s.high; y++) {
+    const bool outside = y < s.border || y >= s.border + s.b.height;
+    for (int64_t x = 0; x < s.wide; x++)
+      if (outside || x < s.border || x >= s.border + s.b.width) add(y, x);
+  }
+}
+
+// weight (outputs, inputs, kernel, kernel) as [panel][row][column][input][NR outputs].
+inline void packed_forward(const Shapes &s, const float *weight, float *out) {
+  const int64_t n = s.b.kernel * s.b.kernel, k = s.b.inputs;
+  for (int64_t p = 0; p < s.panels; p++)
+    for (int64_t tap = 0; tap < n; tap++)
+      for (int64_t i = 0; i < k; i++, out += NR)
+        for (int64_t j = 0; j < NR; j++) {
+          const int64_t o = p * NR + j;
+          out[j] = o < s.b.outputs ? weight[(o * k + i) * n + tap] : 0.0f;
+        }
+}
+
+inline void unpacked(const Shapes &s, const float *packed, float *weight) {
+  const int64_t n = s.b.kernel * s.b.kernel, k = s.b.inputs;
+  for (int64_t o = 0; o < s.b.outputs; o++)
+    for (int64_t i = 0; i < k; i++)
+      for (int64_t tap = 0; tap < n; tap++)
+        weight[(o * k + i) * n + tap] = packed[((o / NR * n + tap) * k + i) * NR + o % NR];
+}
+
+inline void convolve(const Shapes &s, const float *input, const float *packed, float *out) {
+  const int64_t k = s.b.inputs, run = s.b.kernel * k, row = s.wide * k, pixel = s.b.stride * k;
+  const int64_t panel = s.b.kernel * run * NR;
+  for (int64_t p = 0; p < s.panels; p++) {
+    const int64_t count = std::min<int64_t>(NR, s.b.outputs - p * NR);
+    for (int64_t y = 0; y < s.rows; y++) {
+      const float *a = input + y * s.b.stride * row;
+      float *to = out + y * s.columns * s.b.outputs + p * NR;
+      if (count > W)
+        pixels_row<2>(s.columns, a, pixel, row, s.b.kernel, run, packed + p * panel, to, s.b.outputs, count);
+      else
+        pixels_row<1>(s.columns, a, pixel, row, s.b.kernel, run, packed + p * panel, to, s.b.outputs, count);
+    }
+  }
+}
+
+// The gradient of the bordered input, of the slope of the output in its zeros: pixels of one parity of row and column
+// are a convolution each, of the taps that meet them.
+inline void convolve_back(const Shapes &s, const float *slope, const float *weight, float *packed, float *out) {
+  const int64_t n = s.b.kernel, k = s.b.inputs, o = s.b.outputs, row = s.slope_wide * o;
+  for (int64_t py = 0; py < std::min(s.b.stride, s.high); py++)
+    for (int64_t px = 0; px < std::min(s.b.stride, s.wide); px++) {
+      const int64_t down = py < n ? (n - py + s.b.stride - 1) / s.b.stride : 0;
+      const int64_t right = px < n ? (n - px + s.b.stride - 1) / s.b.stride : 0;
+      const int64_t columns = (s.wide - px + s.b.stride - 1) / s.b.stride, run = right * o;
+      for (int64_t p = 0; p < s.back_panels; p++) {
+        const int64_t count = std::min<int64_t>(NR, k - p * NR);
+        const bool few = count <= FEW && run && run % W == 0 && columns >= FEW_PIXELS;
+        const int64_t lanes = few ? FEW : NR;
+        float *b = packed;  // taps from the last to the first, as the slope has them from left to right
+        for (int64_t ty = down - 1; ty >= 0; ty--)
+          for (int64_t tx = right - 1; tx >= 0; tx--)
+            for (int64_t c = 0; c < o; c++, b += few ? 1 : NR)
+              for (int64_t j = 0; j < lanes; j++) {
+                const int64_t at = ((c * k + p * NR + j) * n + py + ty * s.b.stride) * n + px + tx * s.b.stride;
+                b[few ? j * down * run : j] = j < count ? weight[at] : 0.0f;
+              }
+        for (int64_t y = py, at = 0; y < s.high; y += s.b.stride, at++) {
+          const float *a = slope + (s.before + 1 - down + at) * row + (s.before + 1 - right) * o;
+          float *to = out + (y * s.wide + px) * k + p * NR;
+          if (few) few_lanes_row(columns, a, o, row, down, run, packed, to, s.b.stride * k, count);
+          else if (count > W) pixels_row<2>(columns, a, o, row, down, run, packed, to, s.b.stride * k, count);
+          else pixels_row<1>(columns, a, o, row, down, run, packed, to, s.b.stride * k, count);
+        }
+      }
+    }
+}
+
+// The gradient of the weights, as [panel][row][column][input][NR]: a row of pixels at a time, so that it stays near.
+inline void taps_back(const Shapes &s, const float *input, const float *slope, float *packed) {
+  const int64_t n = s.b.kernel, k = s.b.inputs, o = s.b.outputs;
+  memset(packed, 0, sizeof(float) * s.packed());
+  for (int64_t y = 0; y < s.rows; y++)
+    for (int64_t p = 0; p < s.panels; p++) {
+      const float *b = slope + ((s.before + y) * s.slope_wide + s.before) * o + p * NR;
+      const bool two = o - p * NR > W;  // lanes beyond the outputs see the next pixel, and are left out at the end
+      for (int64_t ty = 0; ty < n; ty++) {
+        const float *a = input + (y * s.b.stride + ty) * s.wide * k;
+        float *out = packed + (p * n + ty) * n * k * NR;
+        if (two) taps_rows<2>(n * k, a, s.b.stride * k, b, o, s.columns, out);
+        else taps_rows<1>(n * k, a, s.b.stride * k, b, o, s.columns, out);
+      }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- norm
+
+constexpr int GROUP = 4;             // vectors that are summed side by side
+constexpr int64_t STRETCH = 1 << 15;  // floats that are summed in single precision before they join the total: 128 kB
+
+// A map is read as one long row of floats. Whatever the number of features is, their pattern over lanes comes again
+// after so many vectors, a period, so that no lane is ever idle and one loop serves every number.
+struct Pattern {
+  int64_t features, period;  // floats; a multiple of GROUP * W
+  explicit Pattern(int64_t k) : features(k), period(GROUP * k * W / std::gcd(k, static_cast<int64_t>(W))) {}
+
+  // What every lane of a period has of one number a feature.
+  template <typename T>
+  void spread(const T *each, float *lanes) const {
+    for (int64_t i = 0; i < period; i++) lanes[i] = static_cast<float>(each[i % features]);
+  }
+};
+
+// totals[s][feature] = sum over all floats i of the map of term(i, lane)[s], where lane is i's place in the period:
+// `vectors(i, lane, out)` gives S vectors from float i on, `single(i, lane, out)` S floats.
+template <int S, typename Vectors, typename Single>
+inline void sums_by_feature(const Pattern &pattern, int64_t floats, Vectors vectors, Single single,
+                            std::vector<double> (&totals)[S]) {
+  const int64_t period = pattern.period, whole = floats / period * period;
+  const int64_t block = std::max<int64_t>(1, STRETCH / period) * period;
+  for (auto &total : totals) total.assign(pattern.features, 0.0);
+  for (int64_t from = 0; from < whole; from += block) {
+    const int64_t to = std::min(from + block, whole);
+    for (int64_t lane = 0; lane < period; lane += GROUP * W) {
+      vf c[S][GROUP] = {};
+      for (int64_t i = from + lane; i < to; i += period)
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUP; g++) {
+          vf terms[S];
+          vectors(i + g * W, lane + g * W, terms);
+          for (int s = 0; s < S; s++) c[s][g] += terms[s];
+        }
+      for (int s = 0; s < S; s++) {
+        float lanes[GROUP * W];
+        for (int g = 0; g < GROUP; g++) store(lanes + g * W, c[s][g]);
+        int64_t k = lane % pattern.features;
+        for (int j = 0; j < GROUP * W; j++) {
+          totals[s][k] += lanes[j];
+          k = k + 1 == pattern.features ? 0 : k + 1;
+        }
+      }
+    }
+  }
+  for (int64_t i = whole; i < floats; i++) {
+    float terms[S];
+    single(i, i - whole, terms);
+    for (int s = 0; s < S; s++) totals[s][(i - whole) % pattern.features] += terms[s];
+  }
+}
+
+PIXFIT_INLINE vf leaky(vf z, float slope) { return z > 0.0f ? z : z * slope; }
+
+// y = leaky(gain * (x - mean) * rate + shift), where rate is 1 / sqrt(variance + eps); x is (points, features).
+inline void norm_forward(const float *x, int64_t points, int64_t features, const float *gain, const float *shift,
+                         double eps, float slope, float *y, float *mean, float *rate) {
+  const Pattern pattern(features);
+  const int64_t floats = points * features, period = pattern.period, whole = floats / period * period;
+  std::vector<float> table(2 * period);
+  float *a = table.data(), *b = a + period, *first = a;
+  pattern.spread(x, first);  // sums are taken about the first point, so that large means cost no digits
+  std::vector<double> totals[2];
+  sums_by_feature<2>(
+      pattern, floats,
+      [&](int64_t i, int64_t lane, vf *out) {
+        const vf d = load(x + i) - load(first + lane);
+        out[0] = d, out[1] = d * d;
+      },
+      [&](int64_t i, int64_t lane, float *out) {
+        const float d = x[i] - first[lane];
+        out[0] = d, out[1] = d * d;
+      },
+      totals);
+  std::vector<double> factor(features), offset(features);
+  for (int64_t k = 0; k < features; k++) {
+    const double away = totals[0][k] / points, variance = std::max(0.0, totals[1][k] / points - away * away);
+    const double m = x[k] + away, r = 1.0 / sqrt(variance + eps);
+    mean[k] = static_cast<float>(m), rate[k] = static_cast<float>(r);
+    factor[k] = gain[k] * r, offset[k] = shift[k] - m * factor[k];
+  }
+  pattern.spread(factor.data(), a), pattern.spread(offset.data(), b);
+  for (int64_t from = 0; from < whole; from += period)
+    for (int64_t lane = 0; lane < period; lane += W)
+      store(y + from + lane, leaky(load(x + from + lane) * load(a + lane) + load(b + lane), slope));
+  for (int64_t i = whole; i < floats; i++) {
+    const float z = x[i] * a[i - whole] + b[i - whole];
+    y[i] = z > 0.0f ? z : z * slope;
+  }
+}
+
+// From the slope dy of the result those of x, gain and shift.
+inline void norm_backward(const float *dy, const float *x, int64_t points, int64_t features, const float *gain,
+                          const float *shift, const float *mean, const float *rate, float slope, float *dx,
+                          float *dgain, float *dshift) {
+  const Pattern pattern(features);
+  const int64_t floats = points * features, period = pattern.period, whole = floats / period * period;
+  std::vector<float> table(5 * period);
+  float *a = table.data(), *b = a + period, *centre = b + period, *inner = centre + period, *outer = inner + period;
+  std::vector<double> factor(features), offset(features);
+  for (int64_t k = 0; k < features; k++) {
+    factor[k] = static_cast<double>(gain[k]) * rate[k];
+    offset[k] = shift[k] - mean[k] * factor[k];
+  }
+  pattern.spread(factor.data(), a), pattern.spread(offset.data(), b), pattern.spread(mean, centre);
+  auto bent = [&](int64_t i, int64_t lane) {
+    const vf z = load(x + i) * load(a + lane) + load(b + lane), d = load(dy + i);
+    return z > 0.0f ? d : d * slope;
+  };
+  auto bent_one = [&](int64_t i, int64_t lane) { return x[i] * a[lane] + b[lane] > 0.0f ? dy[i] : dy[i] * slope; };
+  std::vector<double> totals[2];
+  sums_by_feature<2>(
+      pattern, floats,
+      [&](int64_t i, int64_t lane, vf *out) {
+        out[0] = bent(i, lane), out[1] = out[0] * (load(x + i) - load(centre + lane));
+      },
+      [&](int64_t i, int64_t lane, float *out) {
+        out[0] = bent_one(i, lane), out[1] = out[0] * (x[i] - centre[lane]);
+      },
+      totals);
+  // dx = gain rate (d - mean(d) - n mean(d n)), with n = (x - mean) rate; written as a d - inner (x - mean) - outer.
+  for (int64_t k = 0; k < features; k++) {
+    dshift[k] = static_cast<float>(totals[0][k]), dgain[k] = static_cast<float>(totals[1][k] * rate[k]);
+    offset[k] = factor[k] * totals[0][k] / points;
+  }
+  pattern.spread(offset.data(), outer);
+  for (int64_t k = 0; k < features; k++) offset[k] = factor[k] * rate[k] * rate[k] * totals[1][k] / points;
+  pattern.spread(offset.data(), inner);
+  for (int64_t from = 0; from < whole; from += period)
+    for (int64_t lane = 0; lane < period; lane += W) {
+      const int64_t i = from + lane;
+      store(dx + i, load(a + lane) * bent(i, lane) - load(inner + lane) * (load(x + i) - load(centre + lane)) -
+                        load(outer + lane));
+    }
+  for (int64_t i = whole; i < floats; i++) {
+    const int64_t lane = i - whole;
+    dx[i] = a[lane] * bent_one(i, lane) - inner[lane] * (x[i] - centre[lane]) - outer[lane];
+  }
+}
+
+// --------------------------------------------------------------------------------------------------------------- block
+
+inline void block_forward(const PixfitBlock &block, const float *x, const float *weight, const float *gain,
+                          const float *shift, float *map, float *y, float *mean, float *rate, float *scratch) {
+  const Shapes s(block);
+  const float *input = x;
+  if (s.border) bordered(s, x, scratch), input = scratch;
+  float *packed = scratch + s.input();
+  packed_forward(s, weight, packed);
+  convolve(s, input, packed, map);
+  const auto bend = static_cast<float>(block.slope);
+  norm_forward(map, s.rows * s.columns, block.outputs, gain, shift, block.eps, bend, y, mean, rate);
+}
+
+inline void block_backward(const PixfitBlock &block, const float *dy, const float *x, const float *map,
+                           const float *weight, const float *gain, const float *shift, const float *mean,
+                           const float *rate, float *dx, float *dweight, float *dgain, float *dshift, float *scratch) {
+  const Shapes s(block);
+  const int64_t row = s.columns * block.outputs;
+  float *input = scratch, *back = input + s.input(), *dmap = back + s.input(), *slope = dmap + s.map();
+  float *packed = slope + s.slope(), *packed_back = packed + s.packed();
+  norm_backward(dy, map, s.rows * s.columns, block.outputs, gain, shift, mean, rate, static_cast<float>(block.slope),
+                dmap, dgain, dshift);
+  memset(slope, 0, sizeof(float) * s.slope());
+  for (int64_t y = 0; y < s.rows; y++)
+    memcpy(slope + ((s.before + y) * s.slope_wide + s.before) * block.outputs, dmap + y * row, sizeof(float) * row);
+  if (s.border) bordered(s, x, input);
+  taps_back(s, s.border ? input : x, slope, packed);
+  unpacked(s, packed, dweight);
+  if (!dx) return;
+  convolve_back(s, slope, weight, packed_back, s.border ? back : dx);
+  if (s.border) folded(s, back, dx);
+}
+
+}  // namespace
+#endif

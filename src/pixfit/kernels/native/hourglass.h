@@ -1,0 +1,199 @@
+// All of an hourglass but its colours: the maps of every level on the way down and up, and the gradients of all its
+// weights. Agrees with the module in src/pixfit/models/conv_networks.py, whose parameters come here in its own order.
+
+#ifndef PIXFIT_HOURGLASS_H
+#define PIXFIT_HOURGLASS_H
+
+#include "block.h"
+
+namespace {
+
+// A block of an hourglass: its settings, where its numbers are, and what it made of its input.
+struct Part {
+  PixfitBlock block{};
+  int64_t weight = -1;  // number of its first parameter: weight, bias, gain, shift
+  float *map = nullptr, *out = nullptr, *mean = nullptr, *rate = nullptr;
+};
+
+struct Stage {
+  int64_t height, width, features, skip, below;  // features: of the input; below: of the maps that come up
+  int64_t small_height, small_width;
+  bool has_skip = false, has_mix = false;
+  Part across, halve, deepen, merge, mix;
+  int64_t join = -1;  // number of the gain of the norm over what is put side by side
+  float *side = nullptr, *joined = nullptr, *mean = nullptr, *rate = nullptr, *across_slope = nullptr;
+};
+
+// Where everything lies in one piece of memory that the caller keeps from the way forward to the way back.
+class Hourglass {
+ public:
+  std::vector<Stage> stages;
+  int64_t parameters = 0;
+  float *scratch = nullptr, *left = nullptr, *right = nullptr;  // left and right: gradients of maps, by turns
+
+  Hourglass(const PixfitHourglass &net, float *memory) : memory_(memory) {
+    int64_t height = net.height, width = net.width, features = net.inputs, work = 0, widest = 0;
+    auto part = [&](int64_t inputs, int64_t outputs, int64_t kernel, int64_t stride, int64_t h, int64_t w) {
+      Part p;
+      p.block = {h, w, inputs, outputs, kernel, stride, net.reflect, net.eps, net.slope};
+      if (!sound(&p.block)) throw PIXFIT_BAD_ARGUMENT;
+      const Shapes s(p.block);
+      work = std::max(work, s.floats()), widest = std::max({widest, s.map(), h * w * inputs});
+      p.weight = parameters, parameters += 4;
+      p.map = take(s.map()), p.out = take(s.map()), p.mean = take(outputs), p.rate = take(outputs);
+      return p;
+    };
+    for (int64_t i = 0; i < net.level_count; i++) {
+      const PixfitLevelOfMaps &level = net.levels[i];
+      if (level.down < 1 || level.up < 1 || level.skip < 0) throw PIXFIT_BAD_ARGUMENT;
+      Stage s;
+      s.height = height, s.width = width, s.features = features, s.skip = level.skip;
+      s.below = i + 1 < net.level_count ? net.levels[i + 1].up : level.down;
+      s.small_height = (height + 1) / 2, s.small_width = (width + 1) / 2;
+      s.has_skip = level.skip > 0, s.has_mix = net.mix;
+      const int64_t side = s.skip + s.below, pixels = height * width;
+      if (s.has_skip) s.across = part(features, s.skip, net.skip_kernel, 1, height, width);
+      s.halve = part(features, level.down, net.down_kernel, 2, height, width);
+      s.deepen = part(level.down, level.down, net.down_kernel, 1, s.small_height, s.small_width);
+      s.join = parameters, parameters += 2;
+      s.side = take(pixels * side), s.joined = take(pixels * side), s.mean = take(side), s.rate = take(side);
+      s.across_slope = take(pixels * s.skip);
+      widest = std::max({widest, pixels * side, (s.small_height + 1) * s.small_width * s.below});
+      s.merge = part(side, level.up, net.up_kernel, 1, height, width);
+      if (s.has_mix) s.mix = part(level.up, level.up, 1, 1, height, width);
+      stages.push_back(s);
+      height = s.small_height, width = s.small_width, features = level.down;
+    }
+    scratch = take(work), left = take(widest), right = take(widest);
+  }
+
+  int64_t floats() const { return at_; }
+
+ private:
+  float *memory_;
+  int64_t at_ = 0;
+  float *take(int64_t n) {
+    float *found = memory_ ? memory_ + at_ : nullptr;
+    at_ += round_up(n, 16);
+    return found;
+  }
+};
+
+inline void part_forward(const Part &p, const float *x, const float *const *parameters, float *scratch) {
+  const float *const *own = parameters + p.weight;
+  block_forward(p.block, x, own[0], own[2], own[3], p.map, p.out, p.mean, p.rate, scratch);
+}
+
+inline void part_backward(const Part &p, const float *dy, const float *x, const float *const *parameters, float *dx,
+                          float *const *gradients, float *scratch) {
+  const float *const *own = parameters + p.weight;
+  float *const *to = gradients + p.weight;
+  memset(to[1], 0, sizeof(float) * p.block.outputs);  // the norm takes a bias away
+  block_backward(p.block, dy, x, p.map, own[0], own[2], own[3], p.mean, p.rate, dx, to[0], to[2], to[3], scratch);
+}
+
+// The two rows or columns that one of a doubled map lies between, and their shares.
+struct Between {
+  int64_t first, second;
+  float share, rest;
+  Between(int64_t i, int64_t n, bool nearest) : first(i / 2), second(i / 2), share(1.0f), rest(0.0f) {
+    if (nearest) return;
+    second = i % 2 ? std::min(first + 1, n - 1) : std::max<int64_t>(first - 1, 0);
+    share = 0.75f, rest = 0.25f;
+  }
+};
+
+// A map of half the size beside what came across: the features of both, pixel by pixel.
+inline void doubled(const Stage &s, bool nearest, const float *small, float *row) {
+  const int64_t k = s.below, side = s.skip + k, n = s.small_width * k;
+  for (int64_t y = 0; y < s.height; y++) {
+    const Between v(y, s.small_height, nearest);
+    const float *a = small + v.first * n, *b = small + v.second * n;
+    for (int64_t i = 0; i < n; i++) row[i] = v.share * a[i] + v.rest * b[i];
+    for (int64_t x = 0; x < s.width; x++) {
+      const Between h(x, s.small_width, nearest);
+      const float *one = row + h.first * k, *other = row + h.second * k;
+      float *to = s.side + (y * s.width + x) * side;
+      if (s.skip) memcpy(to, s.across.out + (y * s.width + x) * s.skip, sizeof(float) * s.skip);
+      to += s.skip;
+      for (int64_t i = 0; i < k; i++) to[i] = h.share * one[i] + h.rest * other[i];
+    }
+  }
+}
+
+inline void doubled_back(const Stage &s, bool nearest, const float *slope, float *small, float *row) {
+  const int64_t k = s.below, side = s.skip + k, n = s.small_width * k;
+  memset(small, 0, sizeof(float) * s.small_height * n);
+  for (int64_t y = 0; y < s.height; y++) {
+    const Between v(y, s.small_height, nearest);
+    memset(row, 0, sizeof(float) * n);
+    for (int64_t x = 0; x < s.width; x++) {
+      const Between h(x, s.small_width, nearest);
+      const float *from = slope + (y * s.width + x) * side;
+      if (s.skip) memcpy(s.across_slope + (y * s.width + x) * s.skip, from, sizeof(float) * s.skip);
+      from += s.skip;
+      float *one = row + h.first * k, *other = row + h.second * k;
+      for (int64_t i = 0; i < k; i++) one[i] += h.share * from[i];
+      if (!nearest)
+        for (int64_t i = 0; i < k; i++) other[i] += h.rest * from[i];
+    }
+    float *a = small + v.first * n, *b = small + v.second * n;
+    for (int64_t i = 0; i < n; i++) a[i] += v.share * row[i];
+    if (!nearest)
+      for (int64_t i = 0; i < n; i++) b[i] += v.rest * row[i];
+  }
+}
+
+inline const float *hourglass_forward(const PixfitHourglass &net, const Hourglass &all, const float *code,
+                                      const float *const *parameters) {
+  const float *x = code;
+  for (const Stage &s : all.stages) {
+    if (s.has_skip) part_forward(s.across, x, parameters, all.scratch);
+    part_forward(s.halve, x, parameters, all.scratch);
+    part_forward(s.deepen, s.halve.out, parameters, all.scratch);
+    x = s.deepen.out;
+  }
+  for (auto s = all.stages.rbegin(); s != all.stages.rend(); ++s) {
+    doubled(*s, net.nearest, x, all.scratch);
+    norm_forward(s->side, s->height * s->width, s->skip + s->below, parameters[s->join], parameters[s->join + 1],
+                 net.eps, 1.0f, s->joined, s->mean, s->rate);
+    part_forward(s->merge, s->joined, parameters, all.scratch);
+    x = s->merge.out;
+    if (s->has_mix) part_forward(s->mix, x, parameters, all.scratch), x = s->mix.out;
+  }
+  return x;
+}
+
+inline void hourglass_backward(const PixfitHourglass &net, const Hourglass &all, const float *dy, const float *code,
+                               const float *const *parameters, float *dcode, float *const *gradients) {
+  float *d = all.left, *next = all.right;
+  for (const Stage &s : all.stages) {
+    const float *slope = dy;
+    if (s.has_mix) {
+      part_backward(s.mix, slope, s.merge.out, parameters, next, gradients, all.scratch);
+      slope = next, std::swap(d, next);
+    }
+    part_backward(s.merge, slope, s.joined, parameters, next, gradients, all.scratch);
+    norm_backward(next, s.side, s.height * s.width, s.skip + s.below, parameters[s.join], parameters[s.join + 1],
+                  s.mean, s.rate, 1.0f, d, gradients[s.join], gradients[s.join + 1]);
+    doubled_back(s, net.nearest, d, next, all.scratch);
+    std::swap(d, next), dy = d;
+  }
+  for (size_t i = all.stages.size(); i-- > 0;) {
+    const Stage &s = all.stages[i];
+    const float *x = i ? all.stages[i - 1].deepen.out : code;
+    float *to = i ? next : dcode;
+    part_backward(s.deepen, d, s.halve.out, parameters, next, gradients, all.scratch);
+    std::swap(d, next), to = i ? next : dcode;
+    part_backward(s.halve, d, x, parameters, to, gradients, all.scratch);
+    if (s.has_skip) {
+      part_backward(s.across, s.across_slope, x, parameters, to ? d : nullptr, gradients, all.scratch);
+      if (to)
+        for (int64_t j = 0; j < s.height * s.width * s.features; j++) to[j] += d[j];
+    }
+    std::swap(d, next);
+  }
+}
+
+}  // namespace
+#endif

@@ -1,0 +1,217 @@
+"""Compiled maps of hourglasses of every instruction set against the module in torch, and what is left to torch."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pixfit as pf
+from pixfit import run
+from pixfit.kernels import hourglass, library
+from pixfit.models import DeepDecoder, DoublyOverparameterised, Hourglass
+from pixfit.models.conv_networks import HourglassNetwork
+from pixfit.noise import GaussianNoise
+from pixfit.optim import Adam
+from tests.conftest import picture
+
+ISAS = library.isas()
+pytestmark = pytest.mark.skipif(not ISAS, reason="no compiled kernels here: " + "; ".join(library.refused().values()))
+each_isa = pytest.mark.parametrize("isa", ISAS or ["none"])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("PIXFIT_KERNEL", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@st.composite
+def hourglasses(draw: st.DrawFn) -> Hourglass:
+    levels = draw(st.integers(1, 3))
+    features = st.lists(st.integers(1, 40), min_size=levels, max_size=levels).map(tuple)
+    skips = st.lists(st.integers(0, 9), min_size=levels, max_size=levels).map(tuple)
+    kernel, code = st.sampled_from((1, 3, 5)), draw(st.integers(1, 9))
+    model = Hourglass(
+        channels=draw(features), up_channels=draw(st.none() | features), skip_channels=draw(skips),
+        down_kernel=draw(kernel), up_kernel=draw(kernel), skip_kernel=draw(kernel), mix=draw(st.booleans()),
+        upsampling=draw(st.sampled_from(("bilinear", "nearest"))), slope=draw(st.sampled_from((0.0, 0.2, 1.0))),
+        padding=draw(st.sampled_from(("reflection", "zeros"))), code_channels=code,
+    )  # fmt: skip
+    least = 2**levels * (1 + max(model.down_kernel, model.up_kernel, model.skip_kernel) // 2) + 1
+    return model.sized(draw(st.integers(least, 2 * least + 5)), draw(st.integers(least, 2 * least + 5)))
+
+
+def network_of(model: Hourglass, seed: int = 0) -> HourglassNetwork:
+    """With gains, shifts and biases that hide nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    network = model.build(2, 3, generator=generator)
+    assert isinstance(network, HourglassNetwork)
+    for parameter in network.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def gradients(network: HourglassNetwork, code: Tensor, slope: Tensor, *, plain: bool) -> tuple[Tensor, list[Tensor]]:
+    shown = network.plain_features(code) if plain else network.features(code)
+    assert ("Maps" in type(shown.grad_fn).__name__) is not plain
+    return shown.detach(), list(torch.autograd.grad(shown, [code, *network.levels.parameters()], slope.to(shown)))
+
+
+@each_isa
+@settings(max_examples=25, deadline=None)
+@given(model=hourglasses(), seed=st.integers(0, 99))
+def test_maps_and_gradients_are_those_of_torch(isa: str, model: Hourglass, seed: int) -> None:
+    """To what float32 itself is away from float64: small norms are over few pixels, and multiply every rounding. Where
+    the activation has a corner, a value that rounding puts on its other side moves whole gradients a little."""
+    assert model.size is not None
+    network = network_of(model, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    code = torch.randn(1, model.code_channels, *model.size, generator=generator).requires_grad_()
+    slope = torch.randn(1, network.levels[0].merge.out_channels, *model.size, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXFIT_KERNEL", isa)
+        shown, found = gradients(network, code, slope, plain=False)
+    alike, rounded = gradients(network, code, slope, plain=True)
+    exact, wanted = gradients(network.double(), code.detach().double().requires_grad_(), slope, plain=True)
+    assert shown.shape == exact.shape
+    own = float((alike - exact).abs().max())
+    assert float((shown - exact).abs().max()) <= 10 * own + 1e-5
+    top = max(float(each.abs().max()) for each in wanted)
+    whole = sum(float(each.square().sum()) for each in wanted) ** 0.5
+    for ours, theirs, true in zip(found, rounded, wanted, strict=True):
+        if model.slope == 1.0:
+            away = float((theirs - true).abs().max())
+            assert float((ours - true).abs().max()) <= 20 * away + 3e-5 * top
+        else:
+            assert float((ours - true).norm()) <= 20 * float((theirs - true).norm()) + 5e-3 * whole
+
+
+@each_isa
+def test_a_whole_fit_follows_torchs_curve(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as rounding has not taken the two apart."""
+    spec = pf.Spec(
+        pf.Problem(picture(3, 33, 40), noise=GaussianNoise(0.1), held_out=0.05), Hourglass(channels=(16, 16, 16)),
+        optimiser=Adam(lr=1e-3), budget=pf.Steps(40), estimate=pf.AveragedOutput(0.9, every=5),
+    )  # fmt: skip
+    monkeypatch.setenv("PIXFIT_KERNEL", isa)
+    fused = run.fit(spec)
+    monkeypatch.setenv("PIXFIT_KERNEL", "torch")
+    plain = run.fit(spec)
+    assert (fused.kernel, plain.kernel) == (f"maps-{isa}", "torch")
+    for name in ("loss", "psnr", "held_out_psnr"):
+        torch.testing.assert_close(fused.curves[name], plain.curves[name], rtol=1e-3, atol=1e-3)
+    assert fused.estimate is not None
+    assert plain.estimate is not None
+    assert float((fused.estimate - plain.estimate).abs().mean()) < 1e-3
+    monkeypatch.setenv("PIXFIT_KERNEL", isa)
+    again = run.fit(spec)
+    assert torch.equal(again.curves["loss"], fused.curves["loss"])
+
+
+def test_what_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, best = pf.Problem(picture(3, 17, 17)), f"maps-{ISAS[0]}"
+    small = Hourglass(channels=(8, 8))
+
+    def kernel(model: Any, **settings: Any) -> str:
+        return run.fit(pf.Spec(problem, model, budget=pf.Steps(2), **settings)).kernel
+
+    assert kernel(small) == kernel(DoublyOverparameterised(small)) == best
+    assert kernel(small, kernel="torch") == kernel(small, precision="float64") == "torch"
+    assert kernel(small, precision="bfloat16") == kernel(DeepDecoder(8, doublings=2)) == "torch"
+    together = run.fit([pf.Spec(problem, small, budget=pf.Steps(2), seed=seed) for seed in (0, 1)])
+    assert [result.kernel for result in together] == [best, best]
+    network, code = network_of(small.sized(17, 17)), torch.randn(1, 32, 17, 17, requires_grad=True)
+    torch.set_num_threads(2)
+    assert "Maps" not in type(network.features(code).grad_fn).__name__
+    torch.set_num_threads(1)
+    assert "Maps" in type(network.features(code).grad_fn).__name__
+    network.compiled = False
+    assert "Maps" not in type(network.features(code).grad_fn).__name__
+
+
+def test_two_passes_at_once_and_one_twice_do_not_share_their_memory() -> None:
+    model = Hourglass(channels=(8, 8), code_channels=4).sized(12, 14)
+    network = network_of(model)
+    codes = [torch.randn(1, 4, 12, 14, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    levels = list(network.levels.parameters())
+
+    def alone(code: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(network.features(code).square().sum(), levels))
+
+    wanted = [alone(code) for code in codes]
+    first, second = (network.features(code).square().sum() for code in codes)
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(second, levels), wanted[1], strict=True))
+    for _ in range(2):
+        found = torch.autograd.grad(first, levels, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted[0], strict=True))
+    # Threads side by side, each many times.
+    wrong: list[int] = []
+
+    def many(number: int) -> None:
+        torch.set_num_threads(1)
+        made = [alone(codes[number]) for _ in range(20)]
+        wrong.extend(number for each in made if not all(map(torch.equal, each, wanted[number])))
+
+    threads = [threading.Thread(target=many, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_memory_is_used_again() -> None:
+    model = Hourglass(channels=(8, 8), code_channels=4).sized(12, 14)
+    network, code = network_of(model), torch.randn(1, 4, 12, 14)
+
+    def place() -> int:
+        shown = network.features(code)
+        assert shown.grad_fn is not None
+        return int(shown.grad_fn.loan.memory.data_ptr())  # type: ignore[attr-defined]
+
+    first = place()
+    gc.collect()
+    assert place() == first
+    with torch.no_grad():
+        network.features(code)
+    assert len(hourglass._free.shelf) <= 2
+
+
+def test_second_derivatives_are_torchs() -> None:
+    model = Hourglass(channels=(4, 4), code_channels=2).sized(12, 12)
+    network, code = network_of(model), torch.randn(1, 2, 12, 12)
+    levels = list(network.levels.parameters())
+    with pytest.raises(NotImplementedError, match="PIXFIT_KERNEL=torch"):
+        torch.autograd.grad(network.features(code).square().sum(), levels, create_graph=True)
+    network.compiled = False
+    slopes = torch.autograd.grad(network.features(code).square().sum(), levels, create_graph=True)
+    assert torch.autograd.grad(sum(slope.square().sum() for slope in slopes), levels, allow_unused=True)[0] is not None
+
+
+def test_parameters_that_do_not_fit_are_refused() -> None:
+    network = network_of(Hourglass(channels=(8, 8), code_channels=4).sized(12, 14))
+    shape, own = network._shape, [getattr(module, name) for module, name in network._owners]
+    code = torch.randn(1, 4, 12, 14)
+
+    def never(code: Tensor) -> Tensor:
+        raise AssertionError("torch was asked")
+
+    for wrong in (own[:-1], [*own, own[-1]], [own[0][:, :1].contiguous(), *own[1:]], [*own[:-1], torch.zeros(3)]):
+        with pytest.raises(ValueError, match="are not an hourglass of"):
+            hourglass.hourglass_maps(code, wrong, shape, never)
+    with pytest.raises(ValueError, match="are not an hourglass of"):
+        hourglass.hourglass_maps(torch.randn(1, 5, 12, 14), own, shape, never)
+    with pytest.raises(ValueError, match="cannot be on a code"):  # borders cannot be reflected in it
+        hourglass.hourglass_maps(torch.randn(1, 4, 1, 1), own, shape, never)
