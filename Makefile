@@ -35,7 +35,7 @@ sanitize: venv
 # Against the machine's limits; `make bench BENCH_SECONDS=60` for steadier numbers. Nothing is written.
 BENCH_SECONDS ?= 20
 bench: venv
-	@for script in siren family render grid; do \
+	@for script in siren family render grid prior; do \
 		echo "== $$script"; $(BIN)/python benchmarks/$$script.py --seconds $(BENCH_SECONDS) || exit 1; \
 	done
 
