@@ -157,7 +157,7 @@ def upscaling(factor: int) -> Task:
         return classical.total_variation(piece.view, _GENTLE)
 
     operator = LanczosDownsample(factor, lobes=3)
-    return Task("upscale", operator, estimate, Never(), channels=64, grows_from=None, held_out=0.0, factor=factor)
+    return Task("upscale", operator, estimate, Never(), grows_from=None, held_out=0.0, factor=factor)
 
 
 def deblurring(kernel: Tensor) -> Task:
