@@ -133,12 +133,25 @@ def test_what_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     together = run.fit([pf.Spec(problem, small, budget=pf.Steps(2), seed=seed) for seed in (0, 1)])
     assert [result.kernel for result in together] == [best, best]
     network, code = network_of(small.sized(17, 17)), torch.randn(1, 32, 17, 17, requires_grad=True)
-    torch.set_num_threads(2)
-    assert "Maps" not in type(network.features(code).grad_fn).__name__
-    torch.set_num_threads(1)
     assert "Maps" in type(network.features(code).grad_fn).__name__
-    network.compiled = False
+    network.threads = 0
     assert "Maps" not in type(network.features(code).grad_fn).__name__
+
+
+@each_isa
+@pytest.mark.parametrize("side", [40, 97])
+def test_numbers_do_not_depend_on_threads(isa: str, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXFIT_KERNEL", isa)
+    model = Hourglass(channels=(37, 16), skip_channels=(4, 3), code_channels=9).sized(side, side + 3)
+    network = network_of(model)
+    code = torch.randn(1, 9, side, side + 3, requires_grad=True)
+    slope = torch.randn(1, 37, side, side + 3)
+    found = []
+    for network.threads in (1, 2, 3, 5):
+        shown, slopes = gradients(network, code, slope, plain=False)
+        found.append([shown, *slopes])
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
 
 
 def test_two_passes_at_once_and_one_twice_do_not_share_their_memory() -> None:
@@ -195,7 +208,7 @@ def test_second_derivatives_are_torchs() -> None:
     levels = list(network.levels.parameters())
     with pytest.raises(NotImplementedError, match="PIXFIT_KERNEL=torch"):
         torch.autograd.grad(network.features(code).square().sum(), levels, create_graph=True)
-    network.compiled = False
+    network.threads = 0
     slopes = torch.autograd.grad(network.features(code).square().sum(), levels, create_graph=True)
     assert torch.autograd.grad(sum(slope.square().sum() for slope in slopes), levels, allow_unused=True)[0] is not None
 

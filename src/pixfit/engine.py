@@ -187,9 +187,10 @@ class _Loop:
         rounded = None
         if spec.precision == "bfloat16-backward":
             rounded = model.plan(model.in_features, views[0].shape[0])
+        threads = torch.get_num_threads()
         self.stack = Stack(
-            model, views[0].shape[0], weights, masks, compiled=spec.kernel != "torch", rounded=rounded, dtype=dtype,
-            device=device,
+            model, views[0].shape[0], weights, masks, threads=0 if spec.kernel == "torch" else threads, rounded=rounded,
+            dtype=dtype, device=device,
         )  # fmt: skip
         pictures = spec.batches if isinstance(spec.batches, PictureBatches) else None
         augmented = spec.batches if isinstance(spec.batches, AugmentedBatches) else None
@@ -197,16 +198,16 @@ class _Loop:
             model, views, [job.spec.seed for job in jobs], spec.batches.pixels, pictures=pictures, augmented=augmented,
             dtype=dtype, device=device,
         )  # fmt: skip
-        threads = torch.get_num_threads()
         self.kernel = kernels.kernel_name(device, self.stack.widest, spec.kernel)
         alone = device.type == "cpu" and self.fits == 1 and self.samples.pointwise
         size = kernels.crew_size(self.samples.per_step, self.stack.widest) if alone else 0
         if device.type == "cpu" and isinstance(model, PicturePrior) and self.samples.count * self.stack.widest < _FEW:
             size = 1  # torch's threads would meet after each of many small operations
-        self.crew = kernels.Crew(size)
-        if device.type == "cpu" and self.stack.has_maps and spec.precision == "float32" and 1 in (size, threads):
+        if device.type == "cpu" and self.stack.has_maps and spec.precision == "float32":
             maps = kernels.maps_library() if spec.kernel == "auto" else None
-            self.kernel = self.kernel if maps is None else f"maps-{maps.isa}"
+            if maps is not None:  # its threads are its own; torch's would spin beside them
+                self.kernel, size = f"maps-{maps.isa}", 1
+        self.crew = kernels.Crew(size)
         self.weights = self.stack.weights.detach()
         descents = model.descents if isinstance(model, PicturePrior) else ()
         self.stepper = with_descents(spec.optimiser.start(self.weights, self.stack.layout), self.stack.layout, descents)

@@ -32,7 +32,7 @@ class Stack:
         channels: of the picture.
         weights: F mappings with every tensor of the network; they are copied.
         masks: F masks, or None where a fit has none.
-        compiled: whether compiled code may make the maps of convolutional networks.
+        threads: that compiled code may use for the maps of convolutional networks; 0 leaves them to torch.
         rounded: the plan to run instead of the network, with bfloat16 operands in its backward products, or None.
         dtype, device: of all that is computed.
 
@@ -47,7 +47,7 @@ class Stack:
         weights: Sequence[Mapping[str, Tensor]],
         masks: Sequence[Weights | None],
         *,
-        compiled: bool = True,
+        threads: int | None = None,
         rounded: Plan | None = None,
         dtype: torch.dtype,
         device: torch.device,
@@ -59,7 +59,7 @@ class Stack:
         self.network = network.to(dtype).to_empty(device=device)
         hourglasses = [one for one in self.network.modules() if isinstance(one, HourglassNetwork)]
         for one in hourglasses:
-            one.compiled = compiled
+            one.threads = threads
         self.has_maps = bool(hourglasses)
         expected = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
         for named in weights:

@@ -1,8 +1,7 @@
-"""All of an hourglass but its colours, compiled: for small pictures on one thread of a CPU.
+"""All of an hourglass but its colours, compiled, for CPUs.
 
 Torch makes some hundreds of operations of a step, each of which reads and writes maps that were near a moment ago, and
-the way there costs as much again. Here a step is two calls. Large pictures, other devices and other precisions are left
-to torch.
+the way there costs as much again. Here a step is two calls. Other devices and other precisions are left to torch.
 """
 
 from __future__ import annotations
@@ -40,17 +39,22 @@ class HourglassShape(NamedTuple):
 
 
 def hourglass_maps(
-    code: Tensor, parameters: Sequence[Tensor], shape: HourglassShape, plain: Callable[[Tensor], Tensor]
+    code: Tensor,
+    parameters: Sequence[Tensor],
+    shape: HourglassShape,
+    plain: Callable[[Tensor], Tensor],
+    threads: int | None = None,
 ) -> Tensor:
     """The maps (1, K, h, w) of a code (1, D, h, w), by compiled code where that serves, else by ``plain``.
 
-    It serves float32 on one thread of a CPU, where a library was built and ``PIXFIT_KERNEL`` is not ``torch``. The
-    biases of convolutions change nothing, since a norm follows on each; compiled code gives them no gradient, where
-    torch gives them rounding errors. It has no second derivatives.
+    It serves float32 on a CPU, where a library was built and ``PIXFIT_KERNEL`` is not ``torch``. The biases of
+    convolutions change nothing, since a norm follows on each; compiled code gives them no gradient, where torch gives
+    them rounding errors. It has no second derivatives.
 
     Args:
         parameters: of the levels, in the order of the module.
         plain: the same in torch, with the same parameters.
+        threads: at most; None: as many as torch has. Numbers do not depend on how many.
 
     Raises:
         ValueError: parameters that are not those of the shape.
@@ -62,10 +66,9 @@ def hourglass_maps(
         or any(type(one) not in (Tensor, torch.nn.Parameter) for one in (code, *parameters))  # such as one without data
         or code.shape[0] != 1
         or torch.is_autocast_enabled("cpu")
-        or torch.get_num_threads() > 1
     ):
         return plain(code)
-    return cast(Tensor, _Maps.apply(found, shape, code, *parameters))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Maps.apply(found, shape, threads or torch.get_num_threads(), code, *parameters))  # type: ignore[no-untyped-call]
 
 
 def maps_library() -> Library | None:
@@ -91,6 +94,7 @@ class _Hourglass(Structure):
     _fields_ = (
         *((name, c_int64) for name in (
             "height", "width", "inputs", "down_kernel", "up_kernel", "skip_kernel", "mix", "nearest", "reflect",
+            "threads",
         )),
         ("eps", c_double), ("slope", c_double), ("levels", POINTER(_Level)), ("level_count", c_int64),
     )  # fmt: skip
@@ -112,15 +116,17 @@ class _Loan:
 
 class _Maps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, found: Library, shape: HourglassShape, code: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, found: Library, shape: HourglassShape, threads: int, code: Tensor, *parameters: Tensor
+    ) -> Tensor:
         code = code.contiguous(memory_format=torch.channels_last)
         own = [one.contiguous() for one in parameters]
-        net, floats = _net(found, shape, code, own)
+        net, floats = _net(found, shape, threads, code, own)
         loan = _Loan(floats)
         maps = torch.empty(1, shape.levels[0][1], *code.shape[2:]).contiguous(memory_format=torch.channels_last)
         _call(found, "pixfit_hourglass", net, code, _pointers(own), maps, loan.memory)
         ctx.save_for_backward(code, *own)
-        ctx.found, ctx.shape, ctx.loan = found, shape, loan
+        ctx.found, ctx.shape, ctx.threads, ctx.loan = found, shape, threads, loan
         return maps
 
     @staticmethod
@@ -129,8 +135,8 @@ class _Maps(torch.autograd.Function):
             raise NotImplementedError("compiled maps have no second derivatives; torch has: set PIXFIT_KERNEL=torch")
         code, *parameters = ctx.saved_tensors
         dy = dy.contiguous(memory_format=torch.channels_last)
-        net, _ = _net(ctx.found, ctx.shape, code, parameters)
-        dcode = torch.empty_like(code) if ctx.needs_input_grad[2] else None
+        net, _ = _net(ctx.found, ctx.shape, ctx.threads, code, parameters)
+        dcode = torch.empty_like(code) if ctx.needs_input_grad[3] else None
         row = torch.empty(sum(one.numel() for one in parameters))
         parts = torch.split(row, [one.numel() for one in parameters])
         gradients = [part.view(one.shape) for part, one in zip(parts, parameters, strict=True)]
@@ -138,18 +144,20 @@ class _Maps(torch.autograd.Function):
             ctx.found, "pixfit_hourglass_back", net, dy, code, _pointers(parameters), dcode, _pointers(gradients),
             ctx.loan.memory,
         )  # fmt: skip
-        return None, None, dcode, *gradients
+        return None, None, None, dcode, *gradients
 
 
-def _net(found: Library, shape: HourglassShape, code: Tensor, parameters: Sequence[Tensor]) -> tuple[_Hourglass, int]:
+def _net(
+    found: Library, shape: HourglassShape, threads: int, code: Tensor, parameters: Sequence[Tensor]
+) -> tuple[_Hourglass, int]:
     """The hourglass as compiled code knows it, and the floats of memory that it needs."""
     _, inputs, height, width = code.shape
     if [one.numel() for one in parameters] != _sizes(shape, inputs) or code.shape[0] != 1:
         raise ValueError(f"{len(parameters)} parameters on a code {tuple(code.shape)} are not an hourglass of {shape}")
     levels = (_Level * len(shape.levels))(*(_Level(*level) for level in shape.levels))
     net = _Hourglass(
-        height, width, inputs, *shape.kernels, shape.mix, shape.nearest, shape.reflect, shape.eps, shape.slope, levels,
-        len(levels),
+        height, width, inputs, *shape.kernels, shape.mix, shape.nearest, shape.reflect, threads,
+        shape.eps, shape.slope, levels, len(levels),
     )  # fmt: skip
     count = c_int64()
     floats = found.handle.pixfit_hourglass_memory(ctypes.byref(net), ctypes.byref(count))

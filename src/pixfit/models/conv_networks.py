@@ -186,7 +186,8 @@ class HourglassNetwork(PictureNetwork):
         slope: of the leaky ReLU below 0.
         out_features, output: as of `PictureNetwork`.
 
-    ``compiled``, a plain attribute, says whether compiled code may make the maps, see `kernels.hourglass_maps`.
+    ``threads``, a plain attribute, is how many compiled code may use, see `kernels.hourglass_maps`; 0 leaves the maps
+    to torch, and None takes as many as torch has.
     """
 
     def __init__(
@@ -207,7 +208,8 @@ class HourglassNetwork(PictureNetwork):
         output: str = "sigmoid",
     ) -> None:
         super().__init__(height, width, (code_channels, height, width), code_scale, output)
-        self.upsampling, self.compiled = upsampling, True
+        self.upsampling = upsampling
+        self.threads: int | None = None
         inputs, below = (code_channels, *channels[:-1]), (*up_channels[1:], channels[-1])
         self.levels = nn.ModuleList(
             _Level(*sizes, kernels, mix, padding, slope)
@@ -221,11 +223,11 @@ class HourglassNetwork(PictureNetwork):
         self._owners = [(module, name) for module in self.levels.modules() for name in module._parameters]
 
     def features(self, x: Tensor) -> Tensor:
-        if not self.compiled:
+        if self.threads == 0:
             return self.plain_features(x)
         # By name: a call may put other tensors in their places.
         parameters = [getattr(module, name) for module, name in self._owners]
-        return hourglass_maps(x, parameters, self._shape, self.plain_features)
+        return hourglass_maps(x, parameters, self._shape, self.plain_features, self.threads)
 
     def plain_features(self, x: Tensor) -> Tensor:
         """The same by torch alone."""

@@ -92,7 +92,7 @@ typedef struct {
 typedef struct {
   int64_t height, width, inputs, outputs;
   int64_t kernel, stride;  // the kernel's side, odd
-  int64_t reflect;
+  int64_t reflect, threads;
   double eps, slope;       // of the norm; of the leaky ReLU below 0
 } PixfitBlock;
 
@@ -101,11 +101,11 @@ typedef struct {
   int64_t down, up, skip;
 } PixfitLevelOfMaps;
 
-// See pixfit.models.Hourglass.
+// See pixfit.models.Hourglass. Numbers do not depend on the threads.
 typedef struct {
   int64_t height, width, inputs;
   int64_t down_kernel, up_kernel, skip_kernel;
-  int64_t mix, nearest, reflect;
+  int64_t mix, nearest, reflect, threads;
   double eps, slope;
   const PixfitLevelOfMaps *levels;
   int64_t level_count;

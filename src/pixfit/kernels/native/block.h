@@ -17,11 +17,26 @@
 #include <vector>
 
 #include "api.h"
+#include "threads.h"
 #include "vec.h"
 
 namespace {
 
 // -------------------------------------------------------------------------------------------------------- convolution
+
+constexpr int64_t WORTH = 1 << 25;  // multiply-adds that are worth a thread: some hundred times what it takes to begin
+
+// Runs work(first, last) on parts of [0, count) that are multiples of `grain`, on as many threads as the work is worth.
+// Whatever is summed is summed within one part, so that numbers do not depend on how many there are.
+template <typename Work>
+inline void shared(int64_t threads, int64_t products, int64_t count, int64_t grain, Work work) {
+  const int64_t pieces = (count + grain - 1) / grain, most = std::min({threads, products / WORTH, pieces});
+  if (most <= 1) return work(0, count);
+  side_by_side(most, [&](int64_t thread, int64_t all) {
+    const int64_t first = pieces * thread / all * grain, last = pieces * (thread + 1) / all * grain;
+    work(first, std::min(last, count));
+  });
+}
 
 // out[R pixels][lanes < count] = sum over `rows` runs of A (R pixels, `pixel` floats apart) times B [run][NR].
 template <int R, int V>
@@ -130,6 +145,7 @@ inline void taps_rows(int64_t inputs, const float *a, ptrdiff_t a_step, const fl
 
 inline bool sound(const PixfitBlock *b) {
   if (!b || b->height < 1 || b->width < 1 || b->inputs < 1 || b->outputs < 1 || b->stride < 1) return false;
+  if (b->threads < 1) return false;
   const int64_t border = (b->kernel - 1) / 2;
   return b->kernel >= 1 && b->kernel % 2 == 1 && (!b->reflect || std::min(b->height, b->width) > border);
 }
@@ -142,6 +158,7 @@ struct Shapes {
   int64_t rows, columns;                       // of the output
   int64_t before, slope_high, slope_wide;      // before: taps of a kernel's side that meet one pixel, at most, less one
   int64_t panels, back_panels;
+  int64_t products;                            // multiply-adds of the convolution
   explicit Shapes(const PixfitBlock &block) : b(block) {
     border = (b.kernel - 1) / 2, high = b.height + 2 * border, wide = b.width + 2 * border;
     rows = (high - b.kernel) / b.stride + 1, columns = (wide - b.kernel) / b.stride + 1;
@@ -149,6 +166,7 @@ struct Shapes {
     slope_high = before + std::max(rows, (high + b.stride - 1) / b.stride);
     slope_wide = before + std::max(columns, (wide + b.stride - 1) / b.stride);
     panels = (b.outputs + NR - 1) / NR, back_panels = (b.inputs + NR - 1) / NR;
+    products = rows * columns * b.outputs * b.inputs * b.kernel * b.kernel;
   }
   int64_t input() const { return high * wide * b.inputs; }
   int64_t map() const { return rows * columns * b.outputs; }
@@ -225,17 +243,19 @@ inline void unpacked(const Shapes &s, const float *packed, float *weight) {
 inline void convolve(const Shapes &s, const float *input, const float *packed, float *out) {
   const int64_t k = s.b.inputs, run = s.b.kernel * k, row = s.wide * k, pixel = s.b.stride * k;
   const int64_t panel = s.b.kernel * run * NR;
-  for (int64_t p = 0; p < s.panels; p++) {
-    const int64_t count = std::min<int64_t>(NR, s.b.outputs - p * NR);
-    for (int64_t y = 0; y < s.rows; y++) {
-      const float *a = input + y * s.b.stride * row;
-      float *to = out + y * s.columns * s.b.outputs + p * NR;
-      if (count > W)
-        pixels_row<2>(s.columns, a, pixel, row, s.b.kernel, run, packed + p * panel, to, s.b.outputs, count);
-      else
-        pixels_row<1>(s.columns, a, pixel, row, s.b.kernel, run, packed + p * panel, to, s.b.outputs, count);
+  shared(s.b.threads, s.products, s.rows, 1, [&](int64_t first, int64_t last) {
+    for (int64_t p = 0; p < s.panels; p++) {
+      const int64_t count = std::min<int64_t>(NR, s.b.outputs - p * NR);
+      for (int64_t y = first; y < last; y++) {
+        const float *a = input + y * s.b.stride * row;
+        float *to = out + y * s.columns * s.b.outputs + p * NR;
+        if (count > W)
+          pixels_row<2>(s.columns, a, pixel, row, s.b.kernel, run, packed + p * panel, to, s.b.outputs, count);
+        else
+          pixels_row<1>(s.columns, a, pixel, row, s.b.kernel, run, packed + p * panel, to, s.b.outputs, count);
+      }
     }
-  }
+  });
 }
 
 // The gradient of the bordered input, of the slope of the output in its zeros: pixels of one parity of row and column
@@ -259,13 +279,16 @@ inline void convolve_back(const Shapes &s, const float *slope, const float *weig
                 const int64_t at = ((c * k + p * NR + j) * n + py + ty * s.b.stride) * n + px + tx * s.b.stride;
                 b[few ? j * down * run : j] = j < count ? weight[at] : 0.0f;
               }
-        for (int64_t y = py, at = 0; y < s.high; y += s.b.stride, at++) {
-          const float *a = slope + (s.before + 1 - down + at) * row + (s.before + 1 - right) * o;
-          float *to = out + (y * s.wide + px) * k + p * NR;
-          if (few) few_lanes_row(columns, a, o, row, down, run, packed, to, s.b.stride * k, count);
-          else if (count > W) pixels_row<2>(columns, a, o, row, down, run, packed, to, s.b.stride * k, count);
-          else pixels_row<1>(columns, a, o, row, down, run, packed, to, s.b.stride * k, count);
-        }
+        const int64_t rows = (s.high - py + s.b.stride - 1) / s.b.stride;
+        shared(s.b.threads, rows * columns * down * run * count, rows, 1, [&](int64_t first, int64_t last) {
+          for (int64_t y = first; y < last; y++) {
+            const float *a = slope + (s.before + 1 - down + y) * row + (s.before + 1 - right) * o;
+            float *to = out + ((py + y * s.b.stride) * s.wide + px) * k + p * NR;
+            if (few) few_lanes_row(columns, a, o, row, down, run, packed, to, s.b.stride * k, count);
+            else if (count > W) pixels_row<2>(columns, a, o, row, down, run, packed, to, s.b.stride * k, count);
+            else pixels_row<1>(columns, a, o, row, down, run, packed, to, s.b.stride * k, count);
+          }
+        });
       }
     }
 }
@@ -274,17 +297,19 @@ inline void convolve_back(const Shapes &s, const float *slope, const float *weig
 inline void taps_back(const Shapes &s, const float *input, const float *slope, float *packed) {
   const int64_t n = s.b.kernel, k = s.b.inputs, o = s.b.outputs;
   memset(packed, 0, sizeof(float) * s.packed());
-  for (int64_t y = 0; y < s.rows; y++)
-    for (int64_t p = 0; p < s.panels; p++) {
-      const float *b = slope + ((s.before + y) * s.slope_wide + s.before) * o + p * NR;
-      const bool two = o - p * NR > W;  // lanes beyond the outputs see the next pixel, and are left out at the end
-      for (int64_t ty = 0; ty < n; ty++) {
-        const float *a = input + (y * s.b.stride + ty) * s.wide * k;
-        float *out = packed + (p * n + ty) * n * k * NR;
-        if (two) taps_rows<2>(n * k, a, s.b.stride * k, b, o, s.columns, out);
-        else taps_rows<1>(n * k, a, s.b.stride * k, b, o, s.columns, out);
+  shared(s.b.threads, s.products, n * k, MR, [&](int64_t first, int64_t last) {
+    for (int64_t y = 0; y < s.rows; y++)
+      for (int64_t p = 0; p < s.panels; p++) {
+        const float *b = slope + ((s.before + y) * s.slope_wide + s.before) * o + p * NR;
+        const bool two = o - p * NR > W;  // lanes beyond the outputs see the next pixel, and are left out at the end
+        for (int64_t ty = 0; ty < n; ty++) {
+          const float *a = input + (y * s.b.stride + ty) * s.wide * k + first;
+          float *out = packed + ((p * n + ty) * n * k + first) * NR;
+          if (two) taps_rows<2>(last - first, a, s.b.stride * k, b, o, s.columns, out);
+          else taps_rows<1>(last - first, a, s.b.stride * k, b, o, s.columns, out);
+        }
       }
-    }
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------- norm

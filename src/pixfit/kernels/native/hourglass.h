@@ -35,7 +35,7 @@ class Hourglass {
     int64_t height = net.height, width = net.width, features = net.inputs, work = 0, widest = 0;
     auto part = [&](int64_t inputs, int64_t outputs, int64_t kernel, int64_t stride, int64_t h, int64_t w) {
       Part p;
-      p.block = {h, w, inputs, outputs, kernel, stride, net.reflect, net.eps, net.slope};
+      p.block = {h, w, inputs, outputs, kernel, stride, net.reflect, net.threads, net.eps, net.slope};
       if (!sound(&p.block)) throw PIXFIT_BAD_ARGUMENT;
       const Shapes s(p.block);
       work = std::max(work, s.floats()), widest = std::max({widest, s.map(), h * w * inputs});

@@ -10,8 +10,6 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
-#include <system_error>
-#include <thread>
 #include <utility>
 
 #if defined(__linux__)
@@ -19,6 +17,7 @@
 #endif
 
 #include "network.h"
+#include "threads.h"
 
 namespace {
 
@@ -138,26 +137,6 @@ struct Division {
   int64_t parts, size, teams;
   bool together;
 };
-
-// Runs work(thread, threads) on as many threads as the system gives, up to `most`, this one among them.
-template <typename Work>
-inline void side_by_side(int64_t most, Work work) {
-  std::atomic<int64_t> size{0};
-  std::vector<std::thread> others;
-  others.reserve(static_cast<size_t>(most));
-  auto begin = [&](int64_t thread) {
-    int64_t threads;
-    while (!(threads = size.load(std::memory_order_acquire))) std::this_thread::yield();
-    work(thread, threads);
-  };
-  try {
-    for (int64_t thread = 1; thread < most; thread++) others.emplace_back(begin, thread);
-  } catch (const std::system_error &) {  // then fewer do it: numbers do not depend on how many
-  }
-  size.store(static_cast<int64_t>(others.size()) + 1, std::memory_order_release);
-  work(0, static_cast<int64_t>(others.size()) + 1);
-  for (auto &other : others) other.join();
-}
 
 // Lifted features of n points, and zeros up to `padded`. `row(t)`: which row of the tables point t is.
 template <typename Row>
