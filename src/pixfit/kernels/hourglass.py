@@ -107,11 +107,13 @@ class _Loan:
     def __init__(self, floats: int) -> None:
         self._shelf: list[Tensor] = _free.__dict__.setdefault("shelf", [])
         fitting = [place for place, one in enumerate(self._shelf) if one.numel() == floats]
+        self.memory: Tensor | None = None  # what follows may find none
         self.memory = self._shelf.pop(fitting[0]) if fitting else torch.empty(floats)
 
     def __del__(self) -> None:
-        self._shelf[1:] = []
-        self._shelf.insert(0, self.memory)
+        if self.memory is not None:
+            self._shelf[1:] = []
+            self._shelf.insert(0, self.memory)
 
 
 class _Maps(torch.autograd.Function):
@@ -123,7 +125,7 @@ class _Maps(torch.autograd.Function):
         own = [one.contiguous() for one in parameters]
         net, floats = _net(found, shape, threads, code, own)
         loan = _Loan(floats)
-        maps = torch.empty(1, shape.levels[0][1], *code.shape[2:]).contiguous(memory_format=torch.channels_last)
+        maps = torch.empty(1, shape.levels[0][1], *code.shape[2:], memory_format=torch.channels_last)
         _call(found, "pixfit_hourglass", net, code, _pointers(own), maps, loan.memory)
         ctx.save_for_backward(code, *own)
         ctx.found, ctx.shape, ctx.threads, ctx.loan = found, shape, threads, loan
