@@ -367,7 +367,7 @@ inline void sums_by_feature(const Pattern &pattern, int64_t floats, Vectors vect
   }
 }
 
-PIXFIT_INLINE vf leaky(vf z, float slope) { return z > 0.0f ? z : z * slope; }
+PIXFIT_INLINE vf leaky(vf z, float slope) { return z > vf{} ? z : z * slope; }
 
 // y = leaky(gain * (x - mean) * rate + shift), where rate is 1 / sqrt(variance + eps); x is (points, features).
 inline void norm_forward(const float *x, int64_t points, int64_t features, const float *gain, const float *shift,
@@ -422,7 +422,7 @@ inline void norm_backward(const float *dy, const float *x, int64_t points, int64
   pattern.spread(factor.data(), a), pattern.spread(offset.data(), b), pattern.spread(mean, centre);
   auto bent = [&](int64_t i, int64_t lane) {
     const vf z = load(x + i) * load(a + lane) + load(b + lane), d = load(dy + i);
-    return z > 0.0f ? d : d * slope;
+    return z > vf{} ? d : d * slope;
   };
   auto bent_one = [&](int64_t i, int64_t lane) { return x[i] * a[lane] + b[lane] > 0.0f ? dy[i] : dy[i] * slope; };
   std::vector<double> totals[2];
