@@ -128,8 +128,9 @@ def test_total_variation_undoes_a_blur_with_noise() -> None:
 
 @pytest.mark.slow
 def test_a_fit_mends_what_is_missing_better_than_biharmonic_inpainting() -> None:
-    image = clean()
-    done = restored("inpaint", image, steps=400, truth=image)
+    """On a picture of some size: thirteen held-out pixels, as a picture of 27 x 24 has, prove nothing."""
+    image = Image(detailed(96))
+    done = restored("inpaint", image, steps=800, truth=image)
     assert done.weight > 0.1
     assert done.scores(image)["psnr"] > metrics.psnr(done.control, image.data) + 0.3  # type: ignore[operator]
 
@@ -446,6 +447,43 @@ def test_grey_pictures_and_odd_sides() -> None:
 def test_what_is_refused(call: Callable[[Image], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(clean())
+
+
+# --- the weight in a blend
+
+
+def pieces_of_a_blend(seed: int, errors: float) -> tuple[Tensor, Tensor, View]:
+    """A fit and a classical estimate that are as far from the truth, each its own way, and single held-out pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.rand(3, 40, 40, generator=generator)
+    fitted, blind = (truth + errors * torch.randn(3, 40, 40, generator=generator) for _ in range(2))
+    held_out = torch.rand(1, 40, 40, generator=generator) < 0.1
+    return fitted, blind, View(truth, Identity(), (3, 40, 40), held_out=held_out)
+
+
+def test_the_weight_of_a_blend_is_that_of_least_squares() -> None:
+    fitted, blind, view = pieces_of_a_blend(0, 0.1)
+    assert view.held_out is not None
+    wanted = view.held_out.expand_as(fitted)
+    a, e = (fitted - blind)[wanted].double(), (view.measurement - blind)[wanted].double()
+    assert tasks.blend_weight(fitted, blind, view) == pytest.approx(float(a @ e / (a @ a)), abs=1e-9)
+    assert tasks.blend_weight(blind, blind, view) == 1.0
+    assert tasks.blend_weight(view.measurement, blind, view) == pytest.approx(1.0)
+    assert tasks.blend_weight(fitted, view.measurement, view) == pytest.approx(0.0)
+
+
+def test_caution_takes_standard_errors_off_the_weight() -> None:
+    """As many as are asked for, of what the weight scatters by from one choice of held-out pixels to the next."""
+    found = {
+        caution: torch.tensor(
+            [tasks.blend_weight(*pieces_of_a_blend(seed, 0.1), caution) for seed in range(200)], dtype=torch.float64
+        )
+        for caution in (0.0, 1.0, 2.0)
+    }
+    scatter = float(found[0.0].std())
+    for caution in (1.0, 2.0):
+        lower = float((found[0.0] - found[caution]).mean())
+        assert lower == pytest.approx(caution * scatter, rel=0.2)
 
 
 # --- the rule that ends a fit

@@ -57,6 +57,8 @@ class Task:
         estimate: the classical estimate.
         stopping: what ends a fit before its last step.
         blend: whether the answer is a blend of both.
+        caution: standard errors by which the weight of the fit in it is lowered: how sure it must be that the fit
+            deserves it.
         channels: of the hourglass, on each of its levels.
         outliers: whether it is fitted beside outliers, `pixfit.models.DoublyOverparameterised`.
         longest: steps of a fit at most, for pictures up to ``grows_from`` pixels a side; those of larger ones grow with
@@ -75,6 +77,7 @@ class Task:
     estimate: Estimate
     stopping: Stopping
     blend: bool = False
+    caution: float = 0.0
     channels: int = 32
     outliers: bool = False
     sigma: float | None = None
@@ -139,7 +142,8 @@ def impulses() -> Task:
 
 
 def inpainting() -> Task:
-    """Of missing pixels, the others being exact: the fit gets better to its last step."""
+    """Of missing pixels, the others being exact: the fit gets better to its last step. On smooth pictures bi-harmonic
+    is hard to beat, and a few per cent of the pixels tell that badly, so that the fit has to prove its weight."""
 
     def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
         seen = torch.ones(1, 1, 1, dtype=torch.bool) if piece.known is None else piece.known
@@ -147,7 +151,9 @@ def inpainting() -> Task:
             seen = seen & ~piece.held_out
         return classical.biharmonic(piece.measurement, seen.expand(1, *piece.measurement.shape[1:]))
 
-    return Task("inpaint", Identity(), estimate, Never(), blend=True, channels=64, longest=2000, grows_from=128)
+    return Task(
+        "inpaint", Identity(), estimate, Never(), blend=True, caution=2.0, channels=64, longest=2000, grows_from=128
+    )  # fmt: skip
 
 
 def upscaling(factor: int) -> Task:
@@ -178,20 +184,27 @@ def deblurring(kernel: Tensor) -> Task:
     )  # fmt: skip
 
 
-def blend_weight(fitted: Tensor, blind: Tensor, view: View) -> float:
+def blend_weight(fitted: Tensor, blind: Tensor, view: View, caution: float = 0.0) -> float:
     """Of the fit in a blend, in [0, 1]: that of the least squared error at the held-out samples; 1 without any.
 
     Args:
         fitted: (C, H, W), a picture that does not know the held-out samples.
         blind: (C, H, W), a classical estimate that does not know them either.
+        caution: standard errors of this weight, by pixels, that are taken off it.
     """
     if view.held_out is None:
         return 1.0
     wanted = view.held_out.expand_as(view.measurement)
-    first, second = (view.operator.forward(picture)[wanted].double() for picture in (fitted, blind))
-    apart, wrong = first - second, view.measurement[wanted].double() - second
-    size = float(apart.square().sum())
-    return 1.0 if size == 0 else min(1.0, max(0.0, float((apart * wrong).sum()) / size))
+    first, second = (view.operator.forward(picture).double() for picture in (fitted, blind))
+    apart = torch.where(wanted, first - second, 0.0)
+    gains = (apart * (view.measurement.double() - second)).sum(dim=0)
+    sizes = apart.square().sum(dim=0)
+    size = float(sizes.sum())
+    if size == 0:
+        return 1.0
+    weight = float(gains.sum()) / size
+    error = math.sqrt(float((gains - weight * sizes).square().sum())) / size
+    return min(1.0, max(0.0, weight - caution * error))
 
 
 def risk(estimate: Tensor, probed: Tensor, piece: Piece, sigma: float) -> float:
@@ -254,7 +267,7 @@ def blended(
         assert probed is not None
         weight = risk_weight((fitted, probed[0]), (control, probed[1]), whole, task.sigma)
     else:
-        weight = blend_weight(fitted, blind, whole.view)
+        weight = blend_weight(fitted, blind, whole.view, task.caution)
     answer = weight * fitted + (1 - weight) * control
     if whole.known is not None:
         answer = torch.where(whole.known, whole.measurement, answer)
