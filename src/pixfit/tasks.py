@@ -40,7 +40,7 @@ CONTROL_PROBE = 0.1
 """Of a piece's probe, what a classical estimate is asked with: it bends sooner than a fit, whose steps are chaotic."""
 
 _DECAY = 0.99  # of the average of outputs
-_REACH = 100  # steps that this average reaches back, over which its errors are averaged, too
+_REACH = round(1 / (1 - _DECAY))  # steps that this average reaches back, over which its errors are averaged, too
 _HELD_OUT = 0.04  # of the measured pixels
 _HELD_OUT_SQUARES = 0.09  # of the measured pixels, a ninth of which is scored
 _STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3)  # of total variation, tried on held-out pixels

@@ -182,9 +182,9 @@ inline void hourglass_backward(const PixfitHourglass &net, const Hourglass &all,
   for (size_t i = all.stages.size(); i-- > 0;) {
     const Stage &s = all.stages[i];
     const float *x = i ? all.stages[i - 1].deepen.out : code;
-    float *to = i ? next : dcode;
     part_backward(s.deepen, d, s.halve.out, parameters, next, gradients, all.scratch);
-    std::swap(d, next), to = i ? next : dcode;
+    std::swap(d, next);
+    float *to = i ? next : dcode;
     part_backward(s.halve, d, x, parameters, to, gradients, all.scratch);
     if (s.has_skip) {
       part_backward(s.across, s.across_slope, x, parameters, to ? d : nullptr, gradients, all.scratch);
