@@ -1,8 +1,9 @@
-"""The switch of matrix products: exact enough, by rule, and never left on."""
+"""The switches of the processor: exact enough, by rule, and never left on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -52,6 +53,27 @@ def test_the_users_setting_comes_back(kernel: str, users: str) -> None:
     with pytest.raises(KeyError), kernels.fast_matmul(kernel):
         raise KeyError
     assert SETTING.fp32_precision == before
+
+
+def halved() -> float:
+    """Half of a number that is no normal one: 0 where those do not count."""
+    return float(torch.tensor([1e-39]) * 0.5)
+
+
+@pytest.mark.parametrize("users", [False, True])
+def test_subnormal_numbers_do_not_count_meanwhile(users: bool) -> None:
+    torch.set_flush_denormal(users)
+    try:
+        with kernels.without_subnormals():
+            assert halved() == 0
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(halved).result() == 0
+        assert (halved() == 0) == users
+        with pytest.raises(KeyError), kernels.without_subnormals():
+            raise KeyError
+        assert (halved() == 0) == users
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_the_accuracy_check_leaves_no_trace() -> None:

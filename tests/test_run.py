@@ -97,6 +97,22 @@ def test_a_watcher_cannot_answer(small: pf.Image) -> None:
     assert torch.equal(outcome.losses, pf.fit(spec).curves["loss"])
 
 
+def test_no_subnormal_numbers_in_a_fit(small: pf.Image) -> None:
+    """They would make it many times slower. What runs around it has its own setting back."""
+    halves = []
+
+    class Halver:
+        def tick(self, *arguments: object) -> None: ...
+
+        def look(self, moment: jobs.Moment) -> None:
+            halves.append(float(torch.tensor([1e-39]) * 0.5))
+
+    list(engine.fit([run._job(spec_of(small), {}, ())], watch=Halver(), every=1))
+    assert halves
+    assert not any(halves)
+    assert float(torch.tensor([1e-39]) * 0.5) > 0
+
+
 def test_children_start_where_their_parents_ended_and_change_nothing(small: pf.Image) -> None:
     other = picture(3, 12, 10, seed=9)
     parent = spec_of(small)

@@ -130,7 +130,7 @@ def fit(
     if state is not None:
         loop.restore(state)
     saved = time.monotonic()
-    with kernels.fast_matmul(loop.kernel), loop.crew:
+    with kernels.fast_matmul(loop.kernel), kernels.without_subnormals(), loop.crew:
         loop.clock.start()
         while loop.settle(interrupt()):
             if time.monotonic() - saved > save_every:

@@ -4,6 +4,7 @@ from pixfit.kernels.crew import Crew, crew_size
 from pixfit.kernels.grid import neighbours
 from pixfit.kernels.hourglass import HourglassShape, hourglass_maps, maps_library
 from pixfit.kernels.matmul import fast_bfloat16, fast_matmul, kernel_name
+from pixfit.kernels.numbers import without_subnormals
 from pixfit.kernels.plan import Activation, Layer, Level, Lift, Plan
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "kernel_name",
     "maps_library",
     "neighbours",
+    "without_subnormals",
 ]

@@ -100,6 +100,7 @@ PIXFIT_PUBLIC int64_t pixfit_steps(const PixfitPlan *plan, const PixfitUpdate *u
   if (!sound(plan) || !scratch || !update || !fits || !done || fit_count < 1 || samples < 1 || steps < 0 || threads < 1)
     return PIXFIT_BAD_ARGUMENT;
   try {
+    const Flush flush;
     const Network net(*plan, samples, true);
     const Call call{*update, loss, static_cast<float>(loss_delta), samples, steps, stop};
     const Division crew(*plan, samples, fit_count, threads);
@@ -134,6 +135,7 @@ PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fi
                                      const volatile int32_t *stop) {
   if (!sound(plan) || !scratch || !fit || samples < 1 || !outputs || threads < 1) return PIXFIT_BAD_ARGUMENT;
   try {
+    const Flush flush;
     const Network net(*plan, samples, false);
     Arena arena(scratch, scratch_bytes);
     float *packed = arena.take(net.packed);
@@ -186,6 +188,7 @@ int64_t with_hourglass(const PixfitHourglass *net, float *memory, int64_t floats
   const int64_t needed = pixfit_hourglass_memory(net, &count);
   if (needed < 0 || !memory || floats < needed) return PIXFIT_BAD_ARGUMENT;
   try {
+    const Flush flush;
     body(Hourglass(*net, memory));
     return PIXFIT_OK;
   } catch (...) {
