@@ -23,6 +23,7 @@ from pixfit.images import Image
 from pixfit.job import Job
 from pixfit.kernels import library
 from pixfit.noise import Clipped, GaussianNoise
+from pixfit.noise_estimate import NoiseLevel
 from pixfit.problem import Problem
 
 __all__ = ["main"]
@@ -78,7 +79,7 @@ def _plain(channels: int, levels: int, noisy: Tensor) -> measure.Run:
 
 def _pixfit(channels: int, levels: int, problem: Problem, *, compiled: bool, precision: str = "float32") -> measure.Run:
     """The default fit of `pixfit restore denoise`, with its averages and its looks at held-out pixels."""
-    task = replace(tasks.denoising(0.1), channels=channels)
+    task = replace(tasks.denoising(NoiseLevel.white(0.1)), channels=channels)
 
     def steps(count: int) -> float:
         spec = task.spec(problem, steps=count)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pixfit import classical, images, metrics, restore
+from pixfit import images, metrics, noise_estimate, restore
 from pixfit.images import Image
 from pixfit.noise import GaussianNoise
 from pixfit.problem import stream
@@ -32,10 +32,11 @@ def _row(clean: Image, sigma: float, given: argparse.Namespace) -> dict[str, Any
         noisy, sigma=sigma, runs=given.runs, steps=given.steps, seed=given.seed, device="cpu", truth=clean
     )
     seconds, scores = time.process_time() - begin, done.scores(clean)
+    estimated = noise_estimate.noise_level(noisy.data).sigma(float(noisy.data.mean()))
     return {
         "picture": clean.name, "noisy": scores["psnr_degraded"], "nlm": metrics.psnr(done.control, clean.data),
         "stopped": metrics.psnr(done.fitted, clean.data), "oracle": scores["psnr_oracle"], "blend": scores["psnr"],
-        "weight": done.weight, "sigma_estimated": classical.noise_level(noisy.data), "stop_step": done.stop_step,
+        "weight": done.weight, "sigma_estimated": estimated, "stop_step": done.stop_step,
         "steps": done.steps, "process_seconds": seconds,
     }  # fmt: skip
 

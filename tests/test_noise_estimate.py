@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from torch import Tensor
 from torch.nn import functional
@@ -17,9 +20,11 @@ from pixfit.noise_estimate import (
     CORRELATED,
     GRIDDED,
     IMPULSIVE,
+    NoiseLevel,
     impulses,
     jpeg_grid,
     neighbour_correlation,
+    noise_level,
     shared_level,
     signs_of_shared_noise,
 )
@@ -57,6 +62,44 @@ def resized(picture: Tensor, factor: float) -> Tensor:
     planes = [PillowImage.fromarray(plane.numpy()) for plane in picture]
     made = [plane.resize((side, side), PillowImage.Resampling.BICUBIC) for plane in planes]
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in made]))
+
+
+# --- the level of independent noise
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    floor=st.floats(0.001, 0.02), slope=st.floats(0, 0.03), seed=st.integers(0, 99), channels=st.sampled_from([1, 3])
+)
+def test_the_line_of_the_variance_is_found(floor: float, slope: float, seed: int, channels: int) -> None:
+    clean = torch.linspace(0.1, 0.9, 128).expand(channels, 128, 128)
+    found = noise_level(clean + (floor + slope * clean).sqrt() * drawn(clean.shape, seed))
+    for brightness in (0.2, 0.5, 0.8):
+        assert found.sigma(brightness) == pytest.approx(math.sqrt(floor + slope * brightness), rel=0.1)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_noise_of_counts_in_photographs(name: str) -> None:
+    """With 30 counts at white the variance grows by 1/30 from black, where the picture has something bright."""
+    clean = photograph(name)
+    noisy = torch.poisson(30 * clean, generator=torch.Generator().manual_seed(0)) / 30
+    found, bright = noise_level(noisy), float(clean.quantile(0.9))
+    assert found.sigma(bright) == pytest.approx(math.sqrt(bright / 30), rel=0.25)
+    white = noise_level(clean + 0.1 * drawn(clean.shape))
+    assert white.sigma(float(clean.mean())) == pytest.approx(0.1, rel=0.2)
+    assert abs(white.slope) < 0.01
+
+
+def test_levels_of_pictures_with_little_in_them() -> None:
+    for shape in ((1, 1, 1), (3, 3, 200), (3, 4, 4), (1, 5, 300)):
+        found = noise_level(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+        assert math.isfinite(found.sigma(0.5))
+        assert min(shape[1:]) < 4 or found.sigma(0.5) > 0
+    assert noise_level(torch.full((3, 64, 64), 0.5)).sigma(0.5) < 1e-9
+    half = torch.cat([torch.zeros(1, 64, 40), 0.5 + 0.1 * drawn(torch.Size([1, 64, 24]))], dim=2)
+    assert math.isfinite(noise_level(half).sigma(1.0))  # most of it has no noise at all
+    assert NoiseLevel.white(0.1).sigma(0.9) == pytest.approx(0.1)
+    assert NoiseLevel(-0.01, 0.02).sigma(0.0) == 0.0
 
 
 each = pytest.mark.parametrize("name", BUNDLED)

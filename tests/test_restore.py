@@ -27,7 +27,8 @@ from pixfit import classical, engine, images, metrics, noise_estimate, pieces, r
 from pixfit.cli import app
 from pixfit.images import Image
 from pixfit.models import Hourglass
-from pixfit.noise import SaltAndPepper
+from pixfit.noise import PoissonNoise, SaltAndPepper
+from pixfit.noise_estimate import NoiseLevel
 from pixfit.operators import Blur, Identity, LanczosDownsample, gaussian_kernel, masks
 from pixfit.pieces import Canvas, Piece
 from pixfit.problem import View, stream
@@ -181,7 +182,7 @@ def test_noise_that_neighbours_share_is_told_and_has_squares_held_out() -> None:
 
 def test_a_fit_sees_nothing_of_squares() -> None:
     """Whatever stands in them, between their borders and their middles, gives one fit, bit for bit."""
-    image, task = noisy(clean()), tasks.denoising(0.1, squares=True)
+    image, task = noisy(clean()), tasks.denoising(NoiseLevel.white(0.1), squares=True)
     held_out, scored = pictures._held_out(task, image.data, None, 0)
     assert held_out is not None
     assert scored is not None
@@ -206,7 +207,7 @@ def test_a_fit_without_squares_keeps_its_id() -> None:
     held_out = torch.zeros(1, 16, 16, dtype=torch.bool)
     held_out[:, 3:6, 3:6] = True
     piece = Piece(slice(None), slice(None), Identity(), (3, 16, 16), picture(3, 16, 16).data, None, held_out)
-    task = tasks.denoising(0.1)
+    task = tasks.denoising(NoiseLevel.white(0.1))
     alone, squares = (
         task.spec(fits._sealed(task, one), steps=9) for one in (piece, dataclasses.replace(piece, scored=held_out))
     )
@@ -220,10 +221,11 @@ def test_the_level_of_shared_noise_is_found() -> None:
     given = shared_noise(clean)
     piece = Piece(slice(None), slice(None), Identity(), (3, 64, 64), given)
     usual, found = (metrics.psnr(tasks.denoising(squares=kind).estimate(piece, None), clean) for kind in (False, True))
-    best = max(metrics.psnr(classical.nonlocal_means(given, sigma / 255), clean) for sigma in (16, 20, 25, 30))
+    levels = (NoiseLevel.white(sigma / 255) for sigma in (16, 20, 25, 30))
+    best = max(metrics.psnr(classical.nonlocal_means(given, level), clean) for level in levels)
     assert found > usual + 2
     assert found > best - 0.7
-    assert restore.denoise(Image(given), steps=1).sigma == noise_estimate.shared_level(given)
+    assert restore.denoise(Image(given), steps=1).noise == NoiseLevel.white(noise_estimate.shared_level(given))
 
 
 @pytest.mark.slow
@@ -252,7 +254,7 @@ def test_impulses_are_noticed_and_fitted_beside_outliers(monkeypatch: pytest.Mon
     told = restore.denoise(noisy, noise="impulse", steps=3)
     white = restore.denoise(noisy, noise="white", steps=3)
     assert fitted == [True, True, False]
-    assert (auto.stop_rule, told.stop_rule, auto.weight, auto.sigma) == ("steps", "steps", 1.0, None)
+    assert (auto.stop_rule, told.stop_rule, auto.weight, auto.noise) == ("steps", "steps", 1.0, None)
     assert torch.equal(auto.image.data, told.image.data)
     assert not torch.equal(auto.image.data, white.image.data)
     assert "stand alone at black and white" in auto.notes[0]
@@ -410,7 +412,7 @@ def test_a_tiny_picture_is_restored_without_a_network(task: str) -> None:
 def test_pictures_of_a_row_or_a_pixel(height: int, width: int) -> None:
     image = picture(1, height, width)
     assert restore.denoise(image, sigma=0.1).image.data.shape == image.data.shape
-    assert restore.denoise(image).sigma is not None
+    assert restore.denoise(image).noise is not None
 
 
 def test_grey_pictures_and_odd_sides() -> None:
@@ -704,10 +706,74 @@ def test_differences_have_their_adjoint() -> None:
     assert float((there * s).sum()) == pytest.approx(float((x * back).sum()))
 
 
-def test_the_noise_level_is_found() -> None:
-    smooth = Image(torch.linspace(0.3, 0.7, 96).expand(3, 96, 96).clone())
-    assert classical.noise_level(noisy(smooth, 0.1).data) == pytest.approx(0.1, rel=0.1)
-    assert classical.noise_level(smooth.data) < 1e-3
+def counts(clean: Image, at_white: float) -> Image:
+    """With Poisson noise."""
+    return Image(PoissonNoise(at_white)(clean.data, stream(0, "counts")).clamp(0, 1), clean.name)
+
+
+def test_white_noise_needs_no_stabilising() -> None:
+    image = noisy(clean())
+    for slope in (0.0, 1e-6, -1e-6):
+        level = NoiseLevel(0.01, slope)
+        sigma = level.sigma(float(image.data.mean()))
+        found = classical.nonlocal_means(image.data, level)
+        torch.testing.assert_close(found, classical._nonlocal_means(image.data, sigma), rtol=0, atol=1e-6)
+
+
+def test_noise_of_the_negative() -> None:
+    given, level = noisy(clean()).data, NoiseLevel(0.002, 0.02)
+    mirrored = 1 - classical.nonlocal_means(1 - given, NoiseLevel(level.floor + level.slope, -level.slope))
+    torch.testing.assert_close(classical.nonlocal_means(given, level), mirrored, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("denoise", "gain"), [(classical.nonlocal_means, 0.7), (classical.wavelets, 0.0)])
+def test_classical_estimates_know_that_noise_grows_with_brightness(
+    denoise: Callable[[torch.Tensor, NoiseLevel], torch.Tensor], gain: float
+) -> None:
+    """They beat the same at the one level that is right on the whole, and do not change how bright the picture is."""
+    truth = crop(images.load("astronaut"), 64)
+    given = counts(truth, 20).data
+    white = NoiseLevel.white(float((given - truth.data).square().mean()) ** 0.5)
+    found = denoise(given, noise_estimate.noise_level(given))
+    assert metrics.psnr(found, truth.data) > metrics.psnr(denoise(given, white), truth.data) + gain
+    assert float(found.mean()) == pytest.approx(float(truth.data.mean()), abs=0.005)
+
+
+@given(floor=st.floats(-0.1, 0.1), slope=st.floats(-0.5, 0.5), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_no_level_makes_an_estimate_that_is_no_number(floor: float, slope: float, height: int, width: int) -> None:
+    given = picture(3, height, width).data
+    found = classical.nonlocal_means(given, NoiseLevel(floor, slope))
+    assert found.shape == given.shape
+    assert bool(found.isfinite().all())
+
+
+def test_what_stands_in_for_held_out_pixels_does_not_flatter() -> None:
+    """Non-local means are farther off at pixels that they do not know than if a perfect fit stood there, and still not
+    as far as at those that they do know."""
+    level, errors = NoiseLevel.white(0.1), torch.zeros(3)
+    for name in ("astronaut", "coffee", "chelsea"):
+        truth = crop(images.load(name), 48)
+        held_out, given = torch.rand(1, 48, 48, generator=stream(1, name)) < 0.1, noisy(truth, 0.1).data
+        piece = Piece(slice(None), slice(None), Identity(), (3, 48, 48), given, None, held_out)
+        task = tasks.denoising(level)
+        perfect = classical.nonlocal_means(torch.where(held_out, truth.data, given), level)
+        blind, knowing = (task.estimate(piece, fitted) for fitted in (truth.data, None))
+        assert torch.equal(blind, task.estimate(piece, truth.data))
+        for at, one in enumerate((perfect, blind, knowing)):
+            errors[at] += (one - truth.data)[held_out.expand(3, -1, -1)].square().sum()
+    assert 1.02 * float(errors[0]) < float(errors[1]) < float(errors[2])
+
+
+def test_the_kind_of_noise_is_told_and_used(elsewhere: Path) -> None:
+    truth = crop(images.load("astronaut"), 48)
+    images.save(counts(truth, 30), Path("counted.png"))
+    done = restore.denoise(images.load("counted.png"), steps=1)
+    assert done.noise is not None
+    assert done.noise.sigma(1.0) > 2 * done.noise.sigma(0.0)
+    assert metrics.psnr(done.control, truth.data) > metrics.psnr(done.degraded, truth.data) + 3
+    shown = pixfit("denoise", "counted.png", "-o", "a.png", "--steps", "1").stdout
+    at_white = 255 * done.noise.sigma(1.0)
+    assert f"to {at_white:.1f} at white" in shown
 
 
 # --- the command

@@ -20,6 +20,7 @@ from pixfit import classical, images, metrics, tasks
 from pixfit.cli import app
 from pixfit.images import Image
 from pixfit.models import DoublyOverparameterised, PicturePrior, Siren
+from pixfit.noise_estimate import NoiseLevel
 from pixfit.operators import Identity, LanczosDownsample
 from pixfit.spec import PosteriorMean, Spec
 from pixfit.store import Store
@@ -355,13 +356,13 @@ def test_block_matching_is_a_control_where_it_is_installed(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "bm3d")
     assert classical.has_block_matching()
     image = restore_pictures.crop(images.load("coffee"), SIDE)
-    damage = restore_damages._denoise("noise", pf.GaussianNoise(0.1), 0.1)
+    damage = restore_damages._denoise("noise", pf.GaussianNoise(0.1), NoiseLevel.white(0.1))
     made = damage.controls["BM3D"](piece_of(damage.problem(image, 0)))
     wanted = torch.tensor([0.0, 0.1, 1.0])[:, None, None].expand(3, SIDE, SIDE)
     torch.testing.assert_close(made, wanted)
     grey = image.data[:1]
-    torch.testing.assert_close(classical.block_matching(grey, 0.2), 0.2 * grey)
-    assert torch.equal(classical.block_matching(grey, 0.0), grey)
+    torch.testing.assert_close(classical.block_matching(grey, NoiseLevel.white(0.2)), 0.2 * grey)
+    assert torch.equal(classical.block_matching(grey, NoiseLevel(0.0)), grey)
 
 
 def test_the_report_says_when_block_matching_was_not_run(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,19 +15,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixfit import starts
+from pixfit.noise_estimate import NoiseLevel
 from pixfit.problem import View
 
 __all__ = [
-    "biharmonic", "block_matching", "enlarged", "has_block_matching", "median", "noise_level", "nonlocal_means",
-    "total_variation", "wavelets",
+    "biharmonic", "block_matching", "enlarged", "has_block_matching", "median", "nonlocal_means", "total_variation",
+    "wavelets",
 ]  # fmt: skip
 
 _FEWEST = 25  # known pixels that bi-harmonic inpainting needs
 _BLOCK = 8  # pixels a side of the blocks that BM3D matches
+_NOTHING = 1e-5  # of the range, below which noise at its strongest counts as none
+_EVEN = 0.01  # of its variance, by which noise may grow from black to white and still count as white
 
 
-def nonlocal_means(noisy: Tensor, sigma: float) -> Tensor:
+def nonlocal_means(noisy: Tensor, level: NoiseLevel) -> Tensor:
     """Non-local means (Buades et al., CVPR 2005): patches of 5 pixels up to 8 apart, h = 0.8 σ, of (C, H, W)."""
+    return _stabilised(_nonlocal_means, noisy, level)
+
+
+def _nonlocal_means(noisy: Tensor, sigma: float) -> Tensor:
     from skimage.restoration import denoise_nl_means
 
     if sigma <= 0:
@@ -44,8 +53,8 @@ def has_block_matching() -> bool:
     return importlib.util.find_spec("bm3d") is not None
 
 
-def block_matching(noisy: Tensor, sigma: float) -> Tensor:
-    """BM3D (Dabov et al., IEEE TIP 2007) as its authors have it since 2020, of (C, H, W) with white noise.
+def block_matching(noisy: Tensor, level: NoiseLevel) -> Tensor:
+    """BM3D (Dabov et al., IEEE TIP 2007) as its authors have it since 2020, of (C, H, W) with independent noise.
 
     It is their package ``bm3d``, which must be installed. It is free for non-commercial use only, so that pixfit does
     not ask for it anywhere; it serves as a control.
@@ -54,18 +63,26 @@ def block_matching(noisy: Tensor, sigma: float) -> Tensor:
         ModuleNotFoundError: it is not installed.
     """
     bm3d = importlib.import_module("bm3d")
+    return _stabilised(partial(_block_matching, bm3d), noisy, level).clamp(0, 1)
+
+
+def _block_matching(bm3d: Any, noisy: Tensor, sigma: float) -> Tensor:
     if sigma <= 0 or min(noisy.shape[1:]) < _BLOCK:
         return noisy.clone()
     samples = noisy.movedim(0, -1).double().numpy()
     found = bm3d.bm3d_rgb(samples, sigma) if len(noisy) == 3 else bm3d.bm3d(samples, sigma)
-    return _tensor(found.reshape(samples.shape)).clamp(0, 1)
+    return _tensor(found.reshape(samples.shape))
 
 
-def wavelets(noisy: Tensor, sigma: float) -> Tensor:
+def wavelets(noisy: Tensor, level: NoiseLevel) -> Tensor:
     """Soft thresholds for wavelets, chosen a band (BayesShrink, Chang et al., IEEE TIP 2000), of (C, H, W).
 
     A picture of three channels is denoised as luma and two differences of colour.
     """
+    return _stabilised(_wavelets, noisy, level).clamp(0, 1)
+
+
+def _wavelets(noisy: Tensor, sigma: float) -> Tensor:
     from skimage.restoration import denoise_wavelet
 
     if sigma <= 0 or min(noisy.shape[1:]) < 4:
@@ -75,7 +92,31 @@ def wavelets(noisy: Tensor, sigma: float) -> Tensor:
         noisy.movedim(0, -1).double().numpy(), sigma=sigma, method="BayesShrink", mode="soft", channel_axis=-1,
         convert2ycbcr=colour, rescale_sigma=True,
     )  # fmt: skip
-    return _tensor(found).clamp(0, 1)
+    return _tensor(found)
+
+
+def _stabilised(denoise: Callable[[Tensor, float], Tensor], noisy: Tensor, level: NoiseLevel) -> Tensor:
+    """What removes white noise of some σ, made to remove noise of a level that changes with brightness.
+
+    The generalised Anscombe transformation (Starck, Murtagh and Bijaoui 1998) makes the noise white, and its
+    asymptotically unbiased inverse (Mäkitalo and Foi, IEEE TIP 2013) leads back. Where noise is less the brighter it
+    is, as where much of it was clipped at white, it is applied to the negative.
+    """
+    if level.slope < 0:
+        negative = NoiseLevel(level.floor + level.slope, -level.slope)
+        return 1 - _stabilised(denoise, 1 - noisy, negative)
+    sigma = level.sigma(float(noisy.mean()))
+    if level.sigma(1.0) < _NOTHING:
+        return noisy.clone()
+    if level.slope <= _EVEN * sigma**2:
+        return denoise(noisy, sigma)
+    gain, shift = level.slope, max(0.0, level.floor) / level.slope**2
+    flat = 2 * (noisy.double() / gain + shift + 3 / 8).clamp(min=0).sqrt()
+    least, span = flat.min(), flat.max() - flat.min()
+    if span == 0:
+        return noisy.clone()
+    found = denoise(((flat - least) / span).float(), 1 / float(span)).double() * span + least
+    return (gain * (found.square() / 4 - 1 / 8 - shift)).float()
 
 
 def median(noisy: Tensor) -> Tensor:
@@ -144,19 +185,6 @@ def biharmonic(picture: Tensor, known: Tensor) -> Tensor:
         return first
     found = inpaint_biharmonic(first.movedim(0, -1).double().numpy(), ~known[0].numpy(), channel_axis=-1)
     return _tensor(found).clamp(0, 1)
-
-
-def noise_level(picture: Tensor) -> float:
-    """σ of white noise: the median absolute value of the finest diagonal wavelets over 0.6745, mean over channels."""
-    import pywt
-
-    if min(picture.shape[1:]) < 4:
-        return 0.0
-    levels = []
-    for channel in picture.double().numpy():
-        _, (_, _, diagonal) = pywt.dwt2(channel, "db2")
-        levels.append(float(np.median(np.abs(diagonal))) / 0.6745)
-    return sum(levels) / len(levels)
 
 
 def enlarged(picture: Tensor, factor: int, method: Literal["lanczos", "bicubic"] = "lanczos") -> Tensor:

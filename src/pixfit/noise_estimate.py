@@ -1,4 +1,6 @@
-"""What kind of noise a damaged picture has, told from the picture alone: impulses, or noise that neighbours share.
+"""What kind of noise a damaged picture has, and how much, told from the picture alone.
+
+Independent noise has a `NoiseLevel`, which may grow with brightness, and `noise_level` finds it.
 
 Single held-out pixels tell when a fit begins to follow the noise, as long as the noise of a pixel says nothing of the
 noise beside it. In pictures that were resized, blurred, or kept as JPEG it does, and then a rule that looks at such
@@ -9,14 +11,17 @@ measure that without the true picture.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
-    "CORRELATED", "ENLARGED", "GRIDDED", "IMPULSIVE", "LEAST_NOISE", "impulses", "jpeg_grid", "neighbour_correlation",
-    "shared_level", "signs_of_shared_noise",
+    "CORRELATED", "ENLARGED", "GRIDDED", "IMPULSIVE", "LEAST_NOISE", "NoiseLevel", "impulses", "jpeg_grid",
+    "neighbour_correlation", "noise_level", "shared_level", "signs_of_shared_noise",
 ]  # fmt: skip
 
 CORRELATED = 0.075
@@ -34,12 +39,77 @@ IMPULSIVE = 0.01
 LEAST_NOISE = 4 / 255
 """Level of the noise below which its correlation cannot be told from that of the picture."""
 
+_MEDIAN = 0.6745  # of the absolute values of a normal distribution of σ = 1
+_BIN, _MOST_BINS = 200, 32  # wavelets in a bin of brightness at least, and bins at most
+_ROUNDS = 4  # of a line whose weights follow from it
+_LEAST = 0.1  # of the median variance, below which no bin weighs more
 _BLOCK = 8  # pixels a side
 _SMOOTHEST = 0.3  # of the blocks
 _TAKEN = 1.15  # noise blurred by 0.6 pixels, over what is left of it in typical blocks without its Gaussian mean
 _FEWEST = 64  # pixels a side from which a picture tells enough
 _LARGEST = 512  # pixels a side of the part in which impulses are counted
 _ALONE = 0.25  # between a value and each of those around it
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """Of independent noise whose variance is a line over brightness, in units of the range [0, 1].
+
+    Counted photons and what reads them out leave such noise (Foi et al., IEEE TIP 2008), and so does clipping, roughly.
+
+    Args:
+        floor: variance at black; below 0 where the line meets 0 above black.
+        slope: by how much it grows to white; below 0 for noise that is less there.
+    """
+
+    floor: float
+    slope: float = 0.0
+
+    @classmethod
+    def white(cls, sigma: float) -> NoiseLevel:
+        """Of one standard deviation everywhere."""
+        return cls(sigma**2)
+
+    def sigma(self, brightness: float) -> float:
+        """Standard deviation at a brightness; at the mean of a picture, the root mean square over that picture."""
+        return math.sqrt(max(0.0, self.floor + self.slope * brightness))
+
+    def variance(self, picture: Tensor) -> Tensor:
+        """Of each value of a picture, which has no noise."""
+        return (self.floor + self.slope * picture).clamp(min=0)
+
+
+def noise_level(picture: Tensor) -> NoiseLevel:
+    """The level of independent noise in a picture (C, H, W).
+
+    σ is the median absolute value of the finest diagonal wavelets over 0.6745 (Donoho and Johnstone, 1994), here in
+    bins of brightness, the mean of what a wavelet covers. The line goes through their squares, weighted by how sure
+    each of them is. Pictures under some 900 values have but one bin, and no slope; under 4 pixels a side there is no
+    level but 0.
+    """
+    import pywt
+
+    if min(picture.shape[1:]) < 4:
+        return NoiseLevel(0.0)
+    found = [pywt.dwt2(channel, "db2") for channel in picture.double().numpy()]
+    bright = np.concatenate([means.ravel() / 2 for means, _ in found])
+    sizes = np.abs(np.concatenate([details[2].ravel() for _, details in found]))
+    bins = np.array_split(bright.argsort(kind="stable"), min(_MOST_BINS, len(bright) // _BIN) or 1)
+    variances = np.array([float(np.median(sizes[bin])) / _MEDIAN for bin in bins]) ** 2
+    typical = float(np.median(variances))
+    if len(bins) < 2 or typical == 0:
+        return NoiseLevel((float(np.median(sizes)) / _MEDIAN) ** 2)
+    return _line(np.array([float(np.median(bright[bin])) for bin in bins]), variances, _LEAST * typical)
+
+
+def _line(bright: NDArray[np.float64], variances: NDArray[np.float64], least: float) -> NoiseLevel:
+    """Of least squares relative to itself: the error of an estimated variance is in proportion to it."""
+    sure = np.maximum(variances, least)
+    terms = np.stack([np.ones_like(bright), bright], axis=1)
+    for _ in range(_ROUNDS):
+        (floor, slope), *_ = np.linalg.lstsq(terms / sure[:, None], variances / sure, rcond=None)
+        sure = np.maximum(terms @ [floor, slope], least)
+    return NoiseLevel(float(floor), float(slope))
 
 
 def impulses(picture: Tensor) -> float:

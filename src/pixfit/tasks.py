@@ -16,16 +16,17 @@ from torch import Tensor
 
 from pixfit import classical, noise_estimate
 from pixfit.models import DoublyOverparameterised, Hourglass, PicturePrior
+from pixfit.noise_estimate import NoiseLevel
 from pixfit.operators import Blur, Identity, LanczosDownsample, Operator
 from pixfit.optim import Adam
 from pixfit.pieces import Piece
-from pixfit.problem import Problem, Sealed, View
+from pixfit.problem import Problem, Sealed, View, stream
 from pixfit.spec import AveragedOutput, Spec
 from pixfit.stopping import HeldOut, Never, Steps, Stopping
 
 __all__ = [
     "CONTROL_PROBE", "LOOK", "Estimate", "Task", "TaskName", "blend_weight", "blended", "deblurring", "denoising",
-    "impulses", "inpainting", "risk", "risk_weight", "upscaling",
+    "impulses", "inpainting", "noise_estimated", "risk", "risk_weight", "upscaling",
 ]  # fmt: skip
 
 TaskName = Literal["denoise", "inpaint", "upscale", "deblur"]
@@ -43,6 +44,7 @@ _DECAY = 0.99  # of the average of outputs
 _REACH = round(1 / (1 - _DECAY))  # steps that this average reaches back, over which its errors are averaged, too
 _HELD_OUT = 0.04  # of the measured pixels
 _HELD_OUT_SQUARES = 0.09  # of the measured pixels, a ninth of which is scored
+_STAND_IN = 0.5  # of the noise's variance
 _STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3)  # of total variation, tried on held-out pixels
 _GENTLE = 1e-3  # strength of total variation where there is no noise
 
@@ -106,29 +108,48 @@ class Task:
         )  # fmt: skip
 
 
-def denoising(sigma: float | None = None, *, squares: bool = False, by_risk: bool = False) -> Task:
-    """Of noise of this standard deviation, in units of the range [0, 1]; only non-local means and the risk need it.
+def denoising(level: NoiseLevel | None = None, *, squares: bool = False, by_risk: bool = False) -> Task:
+    """Of noise of this level, which only non-local means and the risk need.
 
     Args:
-        sigma: None: it is estimated of each piece.
+        level: None: it is estimated of each piece.
         squares: whether squares are held out, for noise that neighbours share.
-        by_risk: whether nothing is held out, and the estimated `risk` of the average ends the fit. It wants sigma.
+        by_risk: whether nothing is held out, and the estimated `risk` of the average ends the fit. It wants a level of
+            white noise.
     """
-    level = noise_estimate.shared_level if squares else classical.noise_level
 
     def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
         noisy = piece.measurement
-        strength = level(noisy) if sigma is None else sigma
+        strength = noise_estimated(noisy, squares=squares) if level is None else level
         if fitted is not None and piece.held_out is not None:
-            noisy = torch.where(piece.held_out, fitted, noisy)
+            noisy = torch.where(piece.held_out, fitted if squares else _stand_in(fitted, strength), noisy)
         return classical.nonlocal_means(noisy, strength)
 
     if by_risk:
-        if not sigma:
-            raise ValueError(f"sigma is {sigma!r}; a risk can be estimated of noise with a standard deviation above 0")
+        if level is None or level.slope or level.floor <= 0:
+            raise ValueError(
+                f"the level of the noise is {level}; a risk can be estimated of white noise with a standard deviation "
+                "above 0"
+            )
+        sigma = level.sigma(0.0)
         return Task("denoise", Identity(), estimate, Never(), blend=True, held_out=0.0, sigma=sigma)
     fraction = _HELD_OUT_SQUARES if squares else _HELD_OUT
     return Task("denoise", Identity(), estimate, HeldOut(150, _REACH), blend=True, held_out=fraction, squares=squares)
+
+
+def _stand_in(fitted: Tensor, level: NoiseLevel) -> Tensor:
+    """What a fit says of held-out pixels, with some noise. Without any an estimate that changes little would seem
+    good where it does not know the pixel, and leave the noise where it does; with all of it the estimate would have the
+    fit's errors, too, and seem worse than it is."""
+    noise = torch.randn(fitted.shape, generator=stream(0, "stand-in"))
+    return (fitted + (_STAND_IN * level.variance(fitted)).sqrt() * noise).clamp(0, 1)
+
+
+def noise_estimated(noisy: Tensor, *, squares: bool = False) -> NoiseLevel:
+    """The level of the noise of a picture (C, H, W), as `denoising` takes it where none is given."""
+    if squares:
+        return NoiseLevel.white(noise_estimate.shared_level(noisy))
+    return noise_estimate.noise_level(noisy)
 
 
 def impulses() -> Task:

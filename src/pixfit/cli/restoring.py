@@ -60,7 +60,7 @@ def denoise(
     ] = "auto",
     sigma: Annotated[
         float | None,
-        typer.Option(min=0, max=255, help="Standard deviation of the noise, of 255.", show_default="estimated"),
+        typer.Option(min=0, max=255, help="Standard deviation of white noise, of 255.", show_default="estimated"),
     ] = None,
     stop: Annotated[
         str,
@@ -340,8 +340,10 @@ def _print(done: Restored, report: dict[str, Any], clean: Image | None) -> None:
     print(f"{'ended':<11} {ended}, step {done.stop_step} of {done.steps} is taken, {done.seconds:.1f} s")
     if done.weight < 1:
         print(f"{'blend':<11} {done.weight:.2f} of the fit, {1 - done.weight:.2f} of the classical estimate")
-    if done.sigma is not None:
-        print(f"{'noise':<11} standard deviation {255 * done.sigma:.1f} of 255")
+    if done.noise is not None:
+        usual, *ends = (255 * done.noise.sigma(at) for at in (float(done.degraded.mean()), 0.0, 1.0))
+        span = f", from {ends[0]:.1f} at black to {ends[1]:.1f} at white" if done.noise.slope else ""
+        print(f"{'noise':<11} standard deviation {usual:.1f} of 255{span}")
     if clean is not None:
         names = {"psnr_degraded": "given", "psnr": "restored", "psnr_last": "last step", "psnr_oracle": "best step"}
         levels = [f"{name} {report[key]:.2f} dB" for key, name in names.items() if report[key] is not None]

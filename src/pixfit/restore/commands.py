@@ -11,6 +11,7 @@ from torch import Tensor
 from pixfit import classical, noise_estimate, tasks
 from pixfit.canonical import is_number, is_whole
 from pixfit.images import Image
+from pixfit.noise_estimate import NoiseLevel
 from pixfit.restore.pictures import restored
 from pixfit.restore.restored import LARGEST_FACTOR, Options, Restored, colours_and_alpha
 
@@ -45,9 +46,10 @@ def denoise(
         noise: ``impulse``, where some values were replaced by others; ``white``, where every pixel is a little wrong;
             ``auto`` takes impulses where values stand alone at black and white (`pixfit.noise_estimate.impulses`), and
             none of the settings of white noise is given. The answer's ``notes`` say so.
-        sigma: standard deviation of the noise in units of the range [0, 1], which only non-local means needs. By
-            default it is estimated from the finest wavelets (Donoho and Johnstone, 1994), of which shared noise has too
-            little; where squares are held out, by `pixfit.noise_estimate.shared_level`.
+        sigma: standard deviation of white noise in units of the range [0, 1], which only non-local means needs. By
+            default it is estimated from the finest wavelets, and may grow with brightness, as that of photon counts
+            does (`pixfit.noise_estimate.noise_level`). Shared noise has too little of those; where squares are held
+            out it is that of `pixfit.noise_estimate.shared_level`.
         stop: ``held_out``, or ``sure``: Stein's unbiased risk estimate (`pixfit.tasks.risk`), in twice the time, since
             a second fit beside the first, of the picture with more noise, tells how far the first follows its own.
             Nothing is held out then, and the risk chooses the weight in the blend, too. It trusts ``sigma``, takes
@@ -83,8 +85,9 @@ def denoise(
         return replace(done, notes=(*(() if noise == "impulse" else (sign,)), *done.notes))
     signs = noise_estimate.signs_of_shared_noise(colours)
     squares = held_out == "squares" or (held_out == "auto" and bool(signs) and not by_risk)
-    estimated = noise_estimate.shared_level if squares else classical.noise_level
-    level = estimated(colours) if sigma is None else float(sigma)
+    level = tasks.noise_estimated(colours, squares=squares) if sigma is None else NoiseLevel.white(float(sigma))
+    if by_risk:  # it counts with one standard deviation
+        level = NoiseLevel.white(level.sigma(float(colours.mean())))
     task = replace(tasks.denoising(level, squares=squares, by_risk=by_risk), blend=blend)
     done = restored(task, colours, **options).named(image, alpha)
     follows = (
@@ -93,7 +96,7 @@ def denoise(
         else f"{'SURE' if by_risk else 'single held-out pixels'} cannot tell such noise from the picture, and the fit "
         "may go on for too long"
     )
-    return replace(done, sigma=level, notes=(*(f"{sign}: {follows}" for sign in signs), *done.notes))
+    return replace(done, noise=level, notes=(*(f"{sign}: {follows}" for sign in signs), *done.notes))
 
 
 def inpaint(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pixfit import metrics
 from pixfit.images import Image
+from pixfit.noise_estimate import NoiseLevel
 from pixfit.store import Store
 from pixfit.tasks import TaskName
 
@@ -87,7 +88,7 @@ class Restored:
         fitted: (C, H, W), what the fits gave, without the blend. Equal to ``control`` where nothing was fitted.
         control: (C, H, W), the classical estimate: non-local means, bi-harmonic, or total variation.
         weight: of the fit in the blend, in [0, 1]; 1 where nothing was blended.
-        sigma: standard deviation of the noise, given or estimated, in units of the range [0, 1]; None where not used.
+        noise: level of the noise, given or estimated; None where not used.
         curves: a fit each: ``step`` (K,) and ``held_out`` (K,), the mean squared error at the held-out pixels, or the
             one that SURE estimates of the whole picture.
         last, oracle: (C, H, W), the fits' pictures at their last steps and at those nearest to the truth; None without
@@ -106,7 +107,7 @@ class Restored:
     fitted: Tensor
     control: Tensor
     weight: float = 1.0
-    sigma: float | None = None
+    noise: NoiseLevel | None = None
     curves: tuple[Mapping[str, Tensor], ...] = ()
     last: Tensor | None = None
     oracle: Tensor | None = None

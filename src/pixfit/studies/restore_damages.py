@@ -11,6 +11,7 @@ from torch import Tensor
 from pixfit import classical, tasks
 from pixfit.images import Image
 from pixfit.noise import Clipped, GaussianNoise, Noise, PoissonNoise, SaltAndPepper
+from pixfit.noise_estimate import NoiseLevel
 from pixfit.operators import Blur, Identity, Inpaint, LanczosDownsample, Operator, gaussian_kernel, masks
 from pixfit.pieces import Piece
 from pixfit.problem import Problem
@@ -64,15 +65,18 @@ def _tv(strength: float, piece: Piece) -> Tensor:
     return classical.total_variation(replace(piece.view, use=piece.known, held_out=None), strength)
 
 
-def _noise_controls(task: Task, sigma: float | None) -> dict[str, Control]:
-    def level(piece: Piece) -> float:
-        return classical.noise_level(piece.measurement) if sigma is None else sigma
+def _noise_controls(task: Task, known: NoiseLevel | None) -> dict[str, Control]:
+    def level(piece: Piece) -> NoiseLevel:
+        return tasks.noise_estimated(piece.measurement) if known is None else known
+
+    def smooth(piece: Piece) -> Tensor:
+        return _tv(_TV_OF_SIGMA * level(piece).sigma(float(piece.measurement.mean())), piece)
 
     found: dict[str, Control] = {
         "degraded": _given,
         "median": lambda piece: classical.median(piece.measurement).clamp(0, 1),
         "wavelets": lambda piece: classical.wavelets(piece.measurement, level(piece)),
-        "total variation": lambda piece: _tv(_TV_OF_SIGMA * level(piece), piece),
+        "total variation": smooth,
         "non-local means": lambda piece: task.estimate(piece, None).clamp(0, 1),
     }
     if classical.has_block_matching():
@@ -84,9 +88,14 @@ _TV_OF_SIGMA = 0.8  # strength of total variation for white noise of σ = 1
 _EXACT = 1e-3  # strength where there is no noise
 
 
-def _denoise(title: str, noise: Noise, sigma: float | None) -> Damage:
-    task = tasks.denoising(sigma)
-    return Damage(title, task, noise=Clipped(noise), controls=_noise_controls(task, sigma))
+def _denoise(title: str, noise: Noise, known: NoiseLevel | None = None) -> Damage:
+    task = tasks.denoising(known)
+    return Damage(title, task, noise=Clipped(noise), controls=_noise_controls(task, known))
+
+
+def _white(sigma: int) -> Damage:
+    title = f"white noise, σ {sigma}/255, clipped"
+    return _denoise(title, GaussianNoise(sigma / 255), NoiseLevel.white(sigma / 255))
 
 
 def _impulse(title: str, noise: Noise) -> Damage:
@@ -124,10 +133,10 @@ def _deblur(sigma: float, noise: float) -> Damage:
 
 
 DAMAGES: dict[str, Damage] = {
-    "denoise-15": _denoise("white noise, σ 15/255, clipped", GaussianNoise(15 / 255), 15 / 255),
-    "denoise-25": _denoise("white noise, σ 25/255, clipped", GaussianNoise(25 / 255), 25 / 255),
-    "denoise-50": _denoise("white noise, σ 50/255, clipped", GaussianNoise(50 / 255), 50 / 255),
-    "poisson-30": _denoise("Poisson noise, 30 counts at white, clipped; level estimated", PoissonNoise(30), None),
+    "denoise-15": _white(15),
+    "denoise-25": _white(25),
+    "denoise-50": _white(50),
+    "poisson-30": _denoise("Poisson noise, 30 counts at white, clipped; level estimated", PoissonNoise(30)),
     "impulse-20": _impulse("20 % of the values black or white; level estimated", SaltAndPepper(0.2)),
     "impulse-50": _impulse("50 % of the values black or white; level estimated", SaltAndPepper(0.5)),
     "inpaint-50": _inpaint("half of the pixels missing", lambda size, seed: masks.pixels(size, 0.5, seed)),
