@@ -27,6 +27,7 @@ from pixfit.noise_estimate import (
     noise_level,
     shared_level,
     signs_of_shared_noise,
+    struck,
 )
 
 
@@ -62,6 +63,31 @@ def resized(picture: Tensor, factor: float) -> Tensor:
     planes = [PillowImage.fromarray(plane.numpy()) for plane in picture]
     made = [plane.resize((side, side), PillowImage.Resampling.BICUBIC) for plane in planes]
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in made]))
+
+
+# --- impulses one by one
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.2, 0.5, 0.8])
+def test_what_impulses_struck(rate: float) -> None:
+    """Nearly all of it, and little else: neither a bright sky nor a black line, where impulses are few."""
+    clean = 0.02 + 0.96 * photograph("coffee", 96)
+    clean[:, :40, :48] = 1.0
+    clean[:, 60:63] = 0.0
+    given = peppered(clean, rate)
+    changed, found = given != clean, struck(given)
+    assert float((changed & ~found).float().mean()) < 0.002
+    if rate <= 0.2:
+        assert float((found & ~changed).float().mean()) < 0.02
+    assert not bool(found[(given > 0) & (given < 1)].any())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 7), (1, 1, 300), (3, 5, 5)])
+def test_struck_of_small_pictures(shape: tuple[int, int, int]) -> None:
+    random = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 3).floor() / 2
+    assert struck(random).shape == random.shape
+    assert not struck(torch.full(shape, 0.5)).any()
+    assert not struck(torch.ones(shape)).any()
 
 
 # --- the level of independent noise
@@ -207,7 +233,7 @@ def test_small_and_flat_pictures_say_nothing(shape: tuple[int, int, int]) -> Non
 # --- impulses
 
 
-def struck(clean: Tensor, rate: float) -> Tensor:
+def peppered(clean: Tensor, rate: float) -> Tensor:
     chance = torch.rand(clean.shape, generator=torch.Generator().manual_seed(1))
     return torch.where(chance < rate / 2, 0.0, torch.where(chance < rate, 1.0, clean))
 
@@ -221,7 +247,7 @@ def test_impulses_are_noticed_and_nothing_else_is_taken_for_them(name: str) -> N
     clean = photograph(name)
     grey = clean.mean(dim=0, keepdim=True)
     for rate in (0.03, 0.1, 0.3, 0.5):
-        found = [impulses(struck(rounded(one), rate)) for one in (clean, grey)]
+        found = [impulses(peppered(rounded(one), rate)) for one in (clean, grey)]
         if name == "hubble_deep_field":  # black ones do not show in it, and white ones alone are stars
             assert found == [0, 0]
         else:
@@ -240,7 +266,7 @@ def test_black_lines_on_white_are_no_impulses() -> None:
 
 
 def test_impulses_are_those_that_differ_from_all_around_them() -> None:
-    values = struck(rounded(photograph("chelsea", 24)[:1]), 0.3)[0].numpy()
+    values = peppered(rounded(photograph("chelsea", 24)[:1]), 0.3)[0].numpy()
     framed = np.pad(values, 1, mode="reflect")
     alone = sum(
         (abs(values[row, column] - framed[row : row + 3, column : column + 3]) >= 0.25).sum() == 8
@@ -253,4 +279,4 @@ def test_impulses_are_those_that_differ_from_all_around_them() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (9, 2), (3, 3), (700, 4)])
 def test_pictures_of_any_size_are_asked_for_impulses(height: int, width: int) -> None:
-    assert 0 <= impulses(struck(torch.full((3, height, width), 0.5), 0.2)) <= 1
+    assert 0 <= impulses(peppered(torch.full((3, height, width), 0.5), 0.2)) <= 1

@@ -175,9 +175,17 @@ def _differences_adjoint(slopes: Tensor) -> Tensor:
 
 
 def biharmonic(picture: Tensor, known: Tensor) -> Tensor:
-    """Bi-harmonic inpainting (Damelin and Hoang, 2018) by scikit-image; where nothing is known, the picture's mean."""
+    """Bi-harmonic inpainting (Damelin and Hoang, 2018) by scikit-image; where nothing is known, the picture's mean.
+
+    Args:
+        picture: (C, H, W).
+        known: bool (1, H, W), or (C, H, W) where channels miss other pixels.
+    """
     from skimage.restoration import inpaint_biharmonic
 
+    if len(known) > 1:
+        planes = zip(torch.split(picture, 1), torch.split(known, 1), strict=True)
+        return torch.cat([biharmonic(plane, of_it) for plane, of_it in planes])
     if bool(known.all()):
         return picture.clone()
     first = starts.filled(picture, known)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 __all__ = [
     "CORRELATED", "ENLARGED", "GRIDDED", "IMPULSIVE", "LEAST_NOISE", "NoiseLevel", "impulses", "jpeg_grid",
-    "neighbour_correlation", "noise_level", "shared_level", "signs_of_shared_noise",
+    "neighbour_correlation", "noise_level", "shared_level", "signs_of_shared_noise", "struck",
 ]  # fmt: skip
 
 CORRELATED = 0.075
@@ -49,6 +49,8 @@ _TAKEN = 1.15  # noise blurred by 0.6 pixels, over what is left of it in typical
 _FEWEST = 64  # pixels a side from which a picture tells enough
 _LARGEST = 512  # pixels a side of the part in which impulses are counted
 _ALONE = 0.25  # between a value and each of those around it
+_AROUND = 24  # values that surround one in 5 x 5
+_CHANCE = 1e-4  # that so many of them are struck in the same way
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,28 @@ def impulses(picture: Tensor) -> float:
     black, white = (float((alone & (values == level)).float().mean()) for level in (0.0, 1.0))
     others = float(alone.float().mean()) - black - white
     return black + white if black + white > 4 * others and min(black, white) > 0.2 * (black + white) else 0.0
+
+
+def struck(picture: Tensor) -> Tensor:
+    """Bool (C, H, W): which values of a picture with salt and pepper (C, H, W) are taken for impulses.
+
+    Those are all at black and at white but for the ones among so many of their own kind that impulses alone would lie
+    so by a chance of less than one in ten thousand, as in a bright sky or in black letters. The rate of the impulses is
+    twice the share of the rarer of the two.
+    """
+    from scipy.special import bdtrc
+
+    extremes = [picture == level for level in (0.0, 1.0)]
+    rate = min(float(one.float().mean()) for one in extremes)
+    usual = next(count for count in range(_AROUND + 1) if bdtrc(count, _AROUND, rate) <= _CHANCE)
+    found = torch.zeros_like(picture, dtype=torch.bool)
+    for one in extremes:
+        padded = F.pad(
+            one[:, None].float(), (2, 2, 2, 2), mode="reflect" if min(picture.shape[1:]) > 2 else "replicate"
+        )
+        alike = F.avg_pool2d(padded, 5, 1)[:, 0] * (_AROUND + 1) - 1
+        found |= one & (alike < usual + 0.5)
+    return found
 
 
 def neighbour_correlation(picture: Tensor) -> float:

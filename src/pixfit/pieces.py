@@ -23,8 +23,8 @@ class Piece:
         operator: how the part of the answer becomes the part of the measurement.
         shape: (C, H, W) of that part of the answer.
         measurement: (C, h, w).
-        known: bool (1, h, w), what was measured; None: everything.
-        held_out: bool (1, h, w), measured pixels that no estimate may use; None: no such.
+        known: bool (1, h, w), or (C, h, w) by channels, what was measured; None: everything.
+        held_out: bool, likewise, what was measured of pixels that no estimate may use; None: no such.
         scored: bool (1, h, w), those of them at which errors are compared; None: all of them.
         probe: (C, h, w), noise that is added to the measurement to see how far an estimate follows it; None: none is.
     """

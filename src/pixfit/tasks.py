@@ -26,7 +26,7 @@ from pixfit.stopping import HeldOut, Never, Steps, Stopping
 
 __all__ = [
     "CONTROL_PROBE", "LOOK", "Estimate", "Task", "TaskName", "blend_weight", "blended", "deblurring", "denoising",
-    "impulses", "inpainting", "noise_estimated", "risk", "risk_weight", "upscaling",
+    "impulses", "inpainting", "noise_estimated", "outliers", "risk", "risk_weight", "upscaling",
 ]  # fmt: skip
 
 TaskName = Literal["denoise", "inpaint", "upscale", "deblur"]
@@ -46,6 +46,7 @@ _HELD_OUT = 0.04  # of the measured pixels
 _HELD_OUT_SQUARES = 0.09  # of the measured pixels, a ninth of which is scored
 _STAND_IN = 0.5  # of the noise's variance
 _STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3)  # of total variation, tried on held-out pixels
+_SURE = 2.0  # standard errors, where bi-harmonic is the other part of a blend
 _GENTLE = 1e-3  # strength of total variation where there is no noise
 
 
@@ -62,6 +63,8 @@ class Task:
         caution: standard errors by which the weight of the fit in it is lowered: how sure it must be that the fit
             deserves it.
         channels: of the hourglass, on each of its levels.
+        lost: tells which values (C, h, w) of a measurement say nothing of the picture, so that they count as missing;
+            None: none are like that.
         outliers: whether it is fitted beside outliers, `pixfit.models.DoublyOverparameterised`.
         longest: steps of a fit at most, for pictures up to ``grows_from`` pixels a side; those of larger ones grow with
             the side, where there is such a size.
@@ -81,6 +84,7 @@ class Task:
     blend: bool = False
     caution: float = 0.0
     channels: int = 32
+    lost: Callable[[Tensor], Tensor] | None = None
     outliers: bool = False
     sigma: float | None = None
     longest: int = 1500
@@ -153,8 +157,14 @@ def noise_estimated(noisy: Tensor, *, squares: bool = False) -> NoiseLevel:
 
 
 def impulses() -> Task:
-    """Of values of which some, however many, were replaced by black, white or any other: by a fit beside outliers,
-    which takes all of its steps, since the held-out pixels would be struck, too."""
+    """Of exact values of which some, however many, were replaced by black or white: what was probably struck counts as
+    missing (`pixfit.noise_estimate.struck`)."""
+    return Task("denoise", Identity(), _from_around, Never(), blend=True, caution=_SURE, lost=noise_estimate.struck)
+
+
+def outliers() -> Task:
+    """Of values of which some, however many, were replaced by any others: by a fit beside outliers, which takes all of
+    its steps, since the held-out pixels would be struck, too."""
 
     def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
         return classical.median(piece.measurement)
@@ -165,16 +175,18 @@ def impulses() -> Task:
 def inpainting() -> Task:
     """Of missing pixels, the others being exact: the fit gets better to its last step. On smooth pictures bi-harmonic
     is hard to beat, and a few per cent of the pixels tell that badly, so that the fit has to prove its weight."""
-
-    def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
-        seen = torch.ones(1, 1, 1, dtype=torch.bool) if piece.known is None else piece.known
-        if fitted is not None and piece.held_out is not None:
-            seen = seen & ~piece.held_out
-        return classical.biharmonic(piece.measurement, seen.expand(1, *piece.measurement.shape[1:]))
-
     return Task(
-        "inpaint", Identity(), estimate, Never(), blend=True, caution=2.0, channels=64, longest=2000, grows_from=128
+        "inpaint", Identity(), _from_around, Never(), blend=True, caution=_SURE, channels=64, longest=2000,
+        grows_from=128,
     )  # fmt: skip
+
+
+def _from_around(piece: Piece, fitted: Tensor | None) -> Tensor:
+    """The estimate of what is missing from what is around it."""
+    seen = torch.ones(1, 1, 1, dtype=torch.bool) if piece.known is None else piece.known
+    if fitted is not None and piece.held_out is not None:
+        seen = seen & ~piece.held_out
+    return classical.biharmonic(piece.measurement, seen.expand(-1, *piece.measurement.shape[1:]))
 
 
 def upscaling(factor: int) -> Task:

@@ -90,7 +90,7 @@ def denoise(
 ) -> None:
     """Removes noise. It stops by itself, by pixels that it holds out.
 
-    Salt and pepper are noticed, and removed in another way: by a fit beside outliers, with all steps.
+    Salt and pepper are noticed, and removed in another way: what they struck is filled in.
 
     JPEG and resizing smear noise over neighbouring pixels. Where that shows, whole squares are held out: such noise is
     harder to tell from the picture, and more of it stays.

@@ -30,8 +30,9 @@ def denoise(
 ) -> Restored:
     """Removes noise.
 
-    Impulses, such as salt and pepper, are told from the picture by fitting it beside outliers (You et al., NeurIPS
-    2020), with all steps. What follows is about noise of other kinds.
+    Of salt and pepper, values replaced by white and black, those that were probably struck count as missing, and the
+    others as exact: the picture is filled in as `inpaint` does it. Where impulses are of any brightness the picture is
+    fitted beside outliers (You et al., NeurIPS 2020), with all steps. What follows is about noise of other kinds.
 
     A fit ends when it no longer gets better at pixels that it does not see. Where neighbours share their noise, as in
     JPEG files and resized photographs, single pixels cannot tell: their noise can be read off those around them. Then
@@ -45,7 +46,7 @@ def denoise(
         image: the noisy picture. Alpha is kept as it is.
         noise: ``impulse``, where some values were replaced by others; ``white``, where every pixel is a little wrong;
             ``auto`` takes impulses where values stand alone at black and white (`pixfit.noise_estimate.impulses`), and
-            none of the settings of white noise is given. The answer's ``notes`` say so.
+            none of the settings of white noise (sigma, stop, held_out) is given. The answer's ``notes`` say so.
         sigma: standard deviation of white noise in units of the range [0, 1], which only non-local means needs. By
             default it is estimated from the finest wavelets, and may grow with brightness, as that of photon counts
             does (`pixfit.noise_estimate.noise_level`). Shared noise has too little of those; where squares are held
@@ -75,14 +76,17 @@ def denoise(
     if by_risk and held_out != "auto":
         raise ValueError(f"held_out is {held_out!r}, and with stop='sure' nothing is held out; leave one of them out")
     colours, alpha = colours_and_alpha(image)
-    told = sigma is not None or held_out != "auto" or not blend or by_risk
+    told = sigma is not None or held_out != "auto" or by_risk
     if noise == "impulse" and told:
-        raise ValueError("noise is impulse, for which there is no sigma, stop, held_out or blend; leave those out")
+        raise ValueError("noise is impulse, for which there is no sigma, stop or held_out; leave those out")
     share = noise_estimate.impulses(colours)
-    if noise == "impulse" or (noise == "auto" and not told and share >= noise_estimate.IMPULSIVE):
-        done = restored(tasks.impulses(), colours, **options).named(image, alpha)
-        sign = f"{share:.0%} of the values stand alone at black and white: they are taken for impulses"
-        return replace(done, notes=(*(() if noise == "impulse" else (sign,)), *done.notes))
+    noticed = share >= noise_estimate.IMPULSIVE
+    if noise == "impulse" or (noise == "auto" and not told and noticed):
+        task = tasks.impulses() if noticed else tasks.outliers()
+        done = restored(replace(task, blend=task.blend and blend), colours, **options).named(image, alpha)
+        sign = f"{share:.0%} of the values stand alone at black and white: impulses, which count as missing"
+        other = "hardly any value stands alone at black or white: impulses of any brightness are looked for"
+        return replace(done, notes=(sign if noticed else other, *done.notes))
     signs = noise_estimate.signs_of_shared_noise(colours)
     squares = held_out == "squares" or (held_out == "auto" and bool(signs) and not by_risk)
     level = tasks.noise_estimated(colours, squares=squares) if sigma is None else NoiseLevel.white(float(sigma))

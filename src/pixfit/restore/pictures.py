@@ -47,7 +47,7 @@ def restored(
 
     Args:
         measurement: (C, h, w) in [0, 1].
-        known: bool (1, h, w), what was measured; None: everything.
+        known: bool (1, h, w), what was measured; None: everything but for what the task says is lost.
 
     Raises:
         ValueError: options out of bounds.
@@ -60,6 +60,8 @@ def restored(
     degraded = classical.enlarged(measurement, task.factor) if task.factor > 1 else measurement
     shape = (degraded.shape[0], degraded.shape[1], degraded.shape[2])
     clean = None if truth is None else true_colours(truth, degraded, task.name)
+    if known is None and task.lost is not None:
+        known = ~task.lost(measurement)
     masks = _held_out(task, measurement, known, seed)
     probe = None if task.sigma is None else task.sigma * _signs(measurement, seed)
     whole = Piece(slice(None), slice(None), task.operator, shape, measurement, known, *masks, probe)
@@ -128,12 +130,12 @@ def restored(
 
 
 def _held_out(task: Task, measurement: Tensor, known: Tensor | None, seed: int) -> tuple[Tensor | None, Tensor | None]:
-    """Bool (1, h, w): some whole pixels that were measured, and those of them that are scored, None for all. They are
-    drawn at once, so that all pieces agree."""
+    """Bool (1, h, w), or by channels as what is known: some whole pixels, as far as they were measured, and those of
+    them that are scored, None for all. They are drawn at once, so that all pieces agree."""
     if task.held_out == 0:
         return None, None
     height, width = measurement.shape[1:]
-    seen = torch.ones(1, height, width, dtype=torch.bool) if known is None else known
+    seen = torch.ones(1, height, width, dtype=torch.bool) if known is None else known.any(dim=0, keepdim=True)
     generator = stream(seed, "held-out")
     if task.squares and min(height, width) >= _SMALLEST:  # there is no fit of a smaller picture that could use them
         return held_out.squares(seen, task.held_out, generator)
@@ -141,7 +143,7 @@ def _held_out(task: Task, measurement: Tensor, known: Tensor | None, seed: int) 
     order = torch.randperm(len(places), generator=generator)
     chosen = torch.zeros(1, height, width, dtype=torch.bool)
     chosen.view(-1)[places[order[: max(1, round(task.held_out * len(places)))]]] = True
-    return chosen, None
+    return chosen if known is None else chosen & known, None
 
 
 def _signs(measurement: Tensor, seed: int) -> Tensor:
@@ -156,7 +158,7 @@ def _complete(piece: Piece) -> bool:
 
 def _enough(piece: Piece) -> bool:
     """Whether there is enough of a piece for a network to be fitted."""
-    seen = piece.measurement[0].numel() if piece.known is None else int(piece.known.sum())
+    seen = piece.measurement[0].numel() if piece.known is None else int(piece.known.any(dim=0).sum())
     scored = piece.view.held_out
     held = scored is None or bool(scored.any())
     return min(piece.shape[1:]) >= _SMALLEST and seen >= _FEWEST and held

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from pixfit import classical, tasks
+from pixfit import classical, noise_estimate, tasks
 from pixfit.images import Image
 from pixfit.noise import Clipped, GaussianNoise, Noise, PoissonNoise, SaltAndPepper
 from pixfit.noise_estimate import NoiseLevel
@@ -44,7 +44,9 @@ class Damage:
     def problem(self, image: Image, seed: int) -> Problem:
         """The picture damaged so, with the held-out pixels that the task wants."""
         operator = self.operator((image.height, image.width), seed)
-        return Problem(image, operator, self.noise, held_out=self.task.held_out, seed=seed)
+        # What would be held out of lost values is lost, too.
+        held_out = 0.0 if self.task.lost else self.task.held_out
+        return Problem(image, operator, self.noise, held_out=held_out, seed=seed)
 
 
 def piece_of(problem: Problem) -> Piece:
@@ -99,7 +101,13 @@ def _white(sigma: int) -> Damage:
 
 
 def _impulse(title: str, noise: Noise) -> Damage:
-    return Damage(title, tasks.impulses(), noise=noise, controls=_noise_controls(tasks.denoising(), None))
+    task = tasks.impulses()
+
+    def filled(piece: Piece) -> Tensor:
+        return task.estimate(replace(piece, known=~noise_estimate.struck(piece.measurement)), None)
+
+    controls = {**_noise_controls(tasks.denoising(), None), "bi-harmonic": filled}
+    return Damage(title, task, noise=noise, controls=controls)
 
 
 def _inpaint(title: str, mask: Callable[[tuple[int, int], int], Tensor]) -> Damage:

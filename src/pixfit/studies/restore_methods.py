@@ -22,6 +22,7 @@ from pixfit.models import (
     Siren,
     TotalVariation,
 )
+from pixfit.operators import Inpaint
 from pixfit.optim import Adam, Langevin
 from pixfit.problem import Problem
 from pixfit.spec import AveragedOutput, BestHeldOut, Estimate, Last, PosteriorMean, Spec
@@ -53,6 +54,9 @@ class Method:
 
 
 def _default(problem: Problem, task: Task, steps: int | None, seed: int) -> Spec:
+    if task.lost is not None:
+        known = Inpaint(~task.lost(problem.view.measurement))
+        problem = replace(problem, operator=known, held_out=task.held_out)
     return task.spec(problem, steps=steps, seed=seed)
 
 
