@@ -359,9 +359,16 @@ def test_double_over_parameterisation_is_checked_against_a_plain_prior(tmp_path:
 
 def test_block_matching_is_a_control_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Against a package in its place: in colour and in grey it gets pixels as (H, W, C) and the level, and what it
-    gives is clipped."""
+    gives is clipped. Who asks for it in a blend gets it, or hears what to do."""
     monkeypatch.setitem(sys.modules, "bm3d", None)
     assert not classical.has_block_matching()
+    picture = restore_pictures.crop(images.load("coffee"), SIDE)
+    with pytest.raises(ValueError, match="pip install bm3d"):
+        pf.restore.denoise(picture, control="bm3d")
+    with pytest.raises(ValueError, match="pip install bm3d"):
+        classical.block_matching(picture.data, NoiseLevel.white(0.1))
+    with pytest.raises(ValueError, match="nlm or bm3d"):
+        pf.restore.denoise(picture, control="BM4D")
     (tmp_path / "bm3d.py").write_text(
         "def bm3d_rgb(samples, sigma):\n    return samples * [0.0, 0.0, 1.0] + [0.0, sigma, 1.0]\n"
         "def bm3d(samples, sigma):\n    return samples[..., 0] * sigma\n"
@@ -377,6 +384,8 @@ def test_block_matching_is_a_control_where_it_is_installed(monkeypatch: pytest.M
     grey = image.data[:1]
     torch.testing.assert_close(classical.block_matching(grey, NoiseLevel.white(0.2)), 0.2 * grey)
     assert torch.equal(classical.block_matching(grey, NoiseLevel(0.0)), grey)
+    done = pf.restore.denoise(image, sigma=0.1, control="bm3d", steps=2, device="cpu")
+    torch.testing.assert_close(done.control, wanted)
 
 
 def test_the_report_says_when_block_matching_was_not_run(

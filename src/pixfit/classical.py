@@ -19,9 +19,12 @@ from pixfit.noise_estimate import NoiseLevel
 from pixfit.problem import View
 
 __all__ = [
-    "biharmonic", "block_matching", "enlarged", "has_block_matching", "median", "nonlocal_means", "total_variation",
-    "wavelets",
+    "NO_BLOCK_MATCHING", "biharmonic", "block_matching", "enlarged", "has_block_matching", "median", "nonlocal_means",
+    "total_variation", "wavelets",
 ]  # fmt: skip
+
+NO_BLOCK_MATCHING = "bm3d is not installed; if its licence (non-commercial use) suits you: pip install bm3d"
+"""What is said where `block_matching` is asked for in vain."""
 
 _FEWEST = 25  # known pixels that bi-harmonic inpainting needs
 _BLOCK = 8  # pixels a side of the blocks that BM3D matches
@@ -56,12 +59,14 @@ def has_block_matching() -> bool:
 def block_matching(noisy: Tensor, level: NoiseLevel) -> Tensor:
     """BM3D (Dabov et al., IEEE TIP 2007) as its authors have it since 2020, of (C, H, W) with independent noise.
 
-    It is their package ``bm3d``, which must be installed. It is free for non-commercial use only, so that pixfit does
-    not ask for it anywhere; it serves as a control.
+    It is their package ``bm3d``, which must be installed. It is free for non-commercial use only, so that pixfit takes
+    it where it is asked to.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ValueError: it is not installed.
     """
+    if not has_block_matching():
+        raise ValueError(NO_BLOCK_MATCHING)
     bm3d = importlib.import_module("bm3d")
     return _stabilised(partial(_block_matching, bm3d), noisy, level).clamp(0, 1)
 

@@ -25,11 +25,14 @@ from pixfit.spec import AveragedOutput, Spec
 from pixfit.stopping import HeldOut, Never, Steps, Stopping
 
 __all__ = [
-    "CONTROL_PROBE", "LOOK", "Estimate", "Task", "TaskName", "blend_weight", "blended", "deblurring", "denoising",
-    "impulses", "inpainting", "noise_estimated", "outliers", "risk", "risk_weight", "upscaling",
+    "CONTROL_PROBE", "LOOK", "Control", "Estimate", "Task", "TaskName", "blend_weight", "blended", "deblurring",
+    "denoising", "impulses", "inpainting", "noise_estimated", "outliers", "risk", "risk_weight", "upscaling",
 ]  # fmt: skip
 
 TaskName = Literal["denoise", "inpaint", "upscale", "deblur"]
+
+Control = Literal["nlm", "bm3d"]
+"""A classical estimate of a picture with independent noise: non-local means or BM3D."""
 
 Estimate = Callable[[Piece, Tensor | None], Tensor]
 """A classical estimate (C, H, W) of a piece; with a fitted picture one that does not know the held-out pixels."""
@@ -112,22 +115,27 @@ class Task:
         )  # fmt: skip
 
 
-def denoising(level: NoiseLevel | None = None, *, squares: bool = False, by_risk: bool = False) -> Task:
-    """Of noise of this level, which only non-local means and the risk need.
+def denoising(
+    level: NoiseLevel | None = None, *, squares: bool = False, by_risk: bool = False, control: Control = "nlm"
+) -> Task:
+    """Of noise of this level, which only the classical estimate and the risk need.
 
     Args:
         level: None: it is estimated of each piece.
+        control: the classical estimate: non-local means, or BM3D where that is installed.
         squares: whether squares are held out, for noise that neighbours share.
         by_risk: whether nothing is held out, and the estimated `risk` of the average ends the fit. It wants a level of
             white noise.
     """
+
+    estimates = {"nlm": classical.nonlocal_means, "bm3d": classical.block_matching}
 
     def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
         noisy = piece.measurement
         strength = noise_estimated(noisy, squares=squares) if level is None else level
         if fitted is not None and piece.held_out is not None:
             noisy = torch.where(piece.held_out, fitted if squares else _stand_in(fitted, strength), noisy)
-        return classical.nonlocal_means(noisy, strength)
+        return estimates[control](noisy, strength)
 
     if by_risk:
         if level is None or level.slope or level.floor <= 0:

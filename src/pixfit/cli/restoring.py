@@ -76,6 +76,13 @@ def denoise(
             help="What tells when to stop: single pixels, or squares of them for noise that neighbours share.",
         ),
     ] = "auto",
+    control: Annotated[
+        str,
+        typer.Option(
+            metavar="nlm|bm3d",
+            help="What the answer is blended with: non-local means, or BM3D, better, if you have installed bm3d.",
+        ),
+    ] = "nlm",
     no_blend: _NoBlend = False,
     runs: _Runs = 1,
     steps: _Updates = None,
@@ -105,8 +112,8 @@ def denoise(
     def work(**options: Any) -> Restored:
         level = None if sigma is None else sigma / 255
         return restore.denoise(
-            image, noise=noise, sigma=level, stop=stop.replace("-", "_"), held_out=held_out, blend=not no_blend,
-            **options,
+            image, noise=noise, sigma=level, stop=stop.replace("-", "_"), held_out=held_out, control=control,
+            blend=not no_blend, **options,
         )  # fmt: skip
 
     options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}

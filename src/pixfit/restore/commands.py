@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Unpack
+from typing import Unpack, cast, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from pixfit.images import Image
 from pixfit.noise_estimate import NoiseLevel
 from pixfit.restore.pictures import restored
 from pixfit.restore.restored import LARGEST_FACTOR, Options, Restored, colours_and_alpha
+from pixfit.tasks import Control
 
 __all__ = ["deblur", "denoise", "inpaint", "upscale"]
 
@@ -25,6 +26,7 @@ def denoise(
     sigma: float | None = None,
     stop: str = "held_out",
     held_out: str = "auto",
+    control: str = "nlm",
     blend: bool = True,
     **options: Unpack[Options],
 ) -> Restored:
@@ -57,12 +59,14 @@ def denoise(
             noise for independent from pixel to pixel, and ends early where clipping took much of it.
         held_out: ``pixels`` or ``squares``; ``auto`` takes squares where the picture shows signs of such noise
             (`pixfit.noise_estimate`).
+        control: what the answer is blended with: ``nlm``, or ``bm3d`` (`pixfit.classical.block_matching`), which is
+            better, and whose package is for non-commercial use.
         blend: whether to blend.
         options: see `Options`. Steps are by default 1500, and more above 96 pixels a side; the stopping rule usually
             ends the fit sooner.
 
     Raises:
-        ValueError: settings out of bounds, or a truth of another size.
+        ValueError: settings out of bounds, a truth of another size, or a package that is not installed.
     """
     if sigma is not None and not (is_number(sigma) and 0 <= sigma <= 1):
         raise ValueError(f"sigma is {sigma!r}; it must be 0 to 1, in units of the picture's range [0, 1]")
@@ -70,6 +74,10 @@ def denoise(
         raise ValueError(f"held_out is {held_out!r}; it may be auto, pixels or squares")
     if noise not in ("auto", "white", "impulse"):
         raise ValueError(f"noise is {noise!r}; it may be auto, white or impulse")
+    if control not in get_args(Control):
+        raise ValueError(f"control is {control!r}; it may be {' or '.join(get_args(Control))}")
+    if control == "bm3d" and not classical.has_block_matching():  # now rather than after the fit
+        raise ValueError(classical.NO_BLOCK_MATCHING)
     if stop not in ("held_out", "sure"):
         raise ValueError(f"stop is {stop!r}; it may be held_out or sure")
     by_risk = stop == "sure"
@@ -92,7 +100,8 @@ def denoise(
     level = tasks.noise_estimated(colours, squares=squares) if sigma is None else NoiseLevel.white(float(sigma))
     if by_risk:  # it counts with one standard deviation
         level = NoiseLevel.white(level.sigma(float(colours.mean())))
-    task = replace(tasks.denoising(level, squares=squares, by_risk=by_risk), blend=blend)
+    task = tasks.denoising(level, squares=squares, by_risk=by_risk, control=cast(Control, control))
+    task = replace(task, blend=blend)
     done = restored(task, colours, **options).named(image, alpha)
     follows = (
         "squares of pixels are held out instead of single ones, so that the fit ends in time"
