@@ -87,14 +87,15 @@ def denoise(
     told = sigma is not None or held_out != "auto" or by_risk
     if noise == "impulse" and told:
         raise ValueError("noise is impulse, for which there is no sigma, stop or held_out; leave those out")
-    share = noise_estimate.impulses(colours)
-    noticed = share >= noise_estimate.IMPULSIVE
+    noticed = noise_estimate.impulses(colours) >= noise_estimate.IMPULSIVE
     if noise == "impulse" or (noise == "auto" and not told and noticed):
         task = tasks.impulses() if noticed else tasks.outliers()
         done = restored(replace(task, blend=task.blend and blend), colours, **options).named(image, alpha)
-        sign = f"{share:.0%} of the values stand alone at black and white: impulses, which count as missing"
-        other = "hardly any value stands alone at black or white: impulses of any brightness are looked for"
-        return replace(done, notes=(sign if noticed else other, *done.notes))
+        note = "hardly any value stands alone at black or white: impulses of any brightness are looked for"
+        if noticed:
+            share = float(noise_estimate.struck(colours).float().mean())
+            note = f"values stand alone at black and white: {share:.0%} of all are taken for impulses and filled in"
+        return replace(done, notes=(note, *done.notes))
     signs = noise_estimate.signs_of_shared_noise(colours)
     squares = held_out == "squares" or (held_out == "auto" and bool(signs) and not by_risk)
     level = tasks.noise_estimated(colours, squares=squares) if sigma is None else NoiseLevel.white(float(sigma))
