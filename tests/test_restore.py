@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -266,7 +267,7 @@ def test_salt_and_pepper_are_noticed_and_filled_in(monkeypatch: pytest.MonkeyPat
     assert (auto.stop_rule, told.stop_rule, auto.noise) == ("steps", "steps", None)
     assert torch.equal(auto.image.data, told.image.data)
     assert not torch.equal(auto.image.data, white.image.data)
-    assert "stand alone at black and white" in auto.notes[0]
+    assert "taken for impulses and filled in; the others stay as they are" in auto.notes[0]
     # What was not struck stays as it is, and nothing of what was comes through.
     whole = given == truth
     assert torch.equal(auto.image.data[whole], truth[whole])
@@ -275,6 +276,47 @@ def test_salt_and_pepper_are_noticed_and_filled_in(monkeypatch: pytest.MonkeyPat
     assert restore.denoise(Image(given), steps=3, blend=False).weight == 1
     restore.denoise(Image(given), sigma=0.1, steps=3)  # who knows the level of white noise has told its kind
     assert fitted[-1].lost is None
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_picture_without_noise_stays_as_it_is(seed: int) -> None:
+    """However far off the fit is: what the held-out pixels say of its weight is chance there."""
+    image = crop(images.load("coffee"), 48)
+    done = restore.denoise(image, steps=20, seed=seed)
+    assert done.weight < 0.05
+    assert metrics.psnr(done.image.data, image.data) > 38
+    assert metrics.psnr(done.fitted, image.data) < 25
+
+
+def test_noise_beside_salt_and_pepper_goes_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = tasks_fitted(monkeypatch)
+    truth = Image(images.load("coffee").data[:, 150:198, 250:298].clone())
+    given = SaltAndPepper(0.1)(noisy(truth, 0.1).data.clamp(0, 1), stream(0, "struck"))
+    done = restore.denoise(Image(given), steps=150)
+    assert fitted[0].lost is not None
+    assert not fitted[0].exact
+    assert "in the others noise of" in done.notes[0]
+    assert done.noise is not None
+    assert done.noise.sigma(0.5) == pytest.approx(0.1, rel=0.25)
+    filled = classical.biharmonic(given, ~noise_estimate.struck(given))
+    assert metrics.psnr(done.image.data, truth.data) > metrics.psnr(filled, truth.data) + 5
+    assert float(done.image.data.mean()) == pytest.approx(float(truth.data.mean()), abs=0.01)
+
+
+def test_so_many_impulses_that_none_stands_alone() -> None:
+    truth = crop(images.load("coffee"), 48)
+    given = SaltAndPepper(0.8)(truth.data, stream(0, "struck"))
+    assert noise_estimate.impulses(given) < noise_estimate.IMPULSIVE
+    done = restore.denoise(Image(given), noise="impulse", steps=2)
+    assert "taken for impulses and filled in" in done.notes[0]
+    assert metrics.psnr(done.image.data, truth.data) > metrics.psnr(given, truth.data) + 12
+
+
+def test_a_picture_of_black_and_white_dots_is_not_taken_for_impulses(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, grey = tasks_fitted(monkeypatch), crop(images.load("coffee"), 48).data.mean(dim=0, keepdim=True)
+    dots = (torch.rand(grey.shape, generator=stream(0, "dots")) < grey).float()
+    assert restore.denoise(Image(dots), steps=2).notes == ()
+    assert fitted[0].lost is None
 
 
 def test_impulses_of_any_brightness_are_fitted_beside_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,6 +504,8 @@ def test_grey_pictures_and_odd_sides() -> None:
         (lambda image: restore.denoise(image, noise="pink"), "noise is 'pink'"),
         (lambda image: restore.denoise(image, noise="impulse", sigma=0.1), "noise is impulse"),
         (lambda image: restore.denoise(image, noise="impulse", stop="sure"), "noise is impulse"),
+        (lambda image: restore.denoise(image, noise="impulse", control="bm3d"), "noise is impulse|pip install bm3d"),
+        (lambda image: restore.denoise(Image(torch.zeros(3, 32, 32)), stop="sure"), "no noise was found"),
         (lambda image: restore.denoise(image, runs=0), "runs is 0"),
         (lambda image: restore.denoise(image, steps=0), "steps is 0"),
         (lambda image: restore.denoise(image, truth=picture(3, 24, 28)), "28×24"),
@@ -799,8 +843,11 @@ def test_the_kind_of_noise_is_told_and_used(elsewhere: Path) -> None:
     assert done.noise.sigma(1.0) > 2 * done.noise.sigma(0.0)
     assert metrics.psnr(done.control, truth.data) > metrics.psnr(done.degraded, truth.data) + 3
     shown = pixfit("denoise", "counted.png", "-o", "a.png", "--steps", "1").stdout
-    at_white = 255 * done.noise.sigma(1.0)
-    assert f"to {at_white:.1f} at white" in shown
+    dark, bright = (
+        float(part)
+        for part in re.search(r"of 255, (.*) in its dark parts and (.*) in its bright", shown).groups()  # type: ignore[union-attr]
+    )
+    assert 1 < 2 * dark < bright < 255 * done.noise.sigma(1.0)
 
 
 # --- the command

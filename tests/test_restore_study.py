@@ -156,6 +156,19 @@ def test_every_method_fits_every_damage(task: str, method: str) -> None:
     assert pf.modelfile.decode_spec(spec.plain, spec.problem) == spec
 
 
+def test_the_picture_shown_is_the_one_that_is_scored(tmp_path: Path) -> None:
+    """Also where the fit has another problem than its mates."""
+    study = RestoreStudy.of("smoke", {"tasks": ("impulse-20",), "methods": ("ours",)})
+    store = Store(tmp_path)
+    pf.fit(study.fits(store), store, record=study.record(study.fits(store)[0]), device="cpu")
+    study.answer(store)
+    key, spec = next(iter(study._keys)), study.fits(store)[0]
+    score = of_fit(store, store.rows()[0], spec, DAMAGES["impulse-20"], blend=True)
+    assert score is not None
+    shown = dict(study._shown(store, "impulse-20", {"ours": {key: score}}))
+    assert metrics.psnr(shown["ours"], shown["true"]) == pytest.approx(score.psnr)
+
+
 @pytest.mark.parametrize("task", ["inpaint-50", "impulse-50"])
 def test_ours_is_what_the_command_does(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study's default fit and blend, on one measurement, give the picture of `pixfit.restore`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import signal
@@ -109,6 +110,13 @@ def test_no_subnormal_numbers_in_a_fit(small: pf.Image) -> None:
 
     list(engine.fit([run._job(spec_of(small), {}, ())], watch=Halver(), every=1))
     assert halves
+    assert not any(halves)
+    assert float(torch.tensor([1e-39]) * 0.5) > 0
+    # Also of two that take turns, and between two states of one.
+    runs = [engine.fit([run._job(spec_of(small), {}, ())], watch=Halver(), save_every=-1) for _ in range(2)]
+    halves.clear()
+    for _ in itertools.zip_longest(*runs):
+        assert float(torch.tensor([1e-39]) * 0.5) > 0
     assert not any(halves)
     assert float(torch.tensor([1e-39]) * 0.5) > 0
 

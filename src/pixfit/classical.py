@@ -115,7 +115,9 @@ def _stabilised(denoise: Callable[[Tensor, float], Tensor], noisy: Tensor, level
         return noisy.clone()
     if level.slope <= _EVEN * sigma**2:
         return denoise(noisy, sigma)
-    gain, shift = level.slope, max(0.0, level.floor) / level.slope**2
+    gain = level.slope
+    # A line that meets 0 above black goes through black here: what is darker than that would be lost.
+    shift = max(0.0, level.floor) / gain**2
     flat = 2 * (noisy.double() / gain + shift + 3 / 8).clamp(min=0).sqrt()
     least, span = flat.min(), flat.max() - flat.min()
     if span == 0:
@@ -180,7 +182,7 @@ def _differences_adjoint(slopes: Tensor) -> Tensor:
 
 
 def biharmonic(picture: Tensor, known: Tensor) -> Tensor:
-    """Bi-harmonic inpainting (Damelin and Hoang, 2018) by scikit-image; where nothing is known, the picture's mean.
+    """Bi-harmonic inpainting (Damelin and Hoang, 2018) by scikit-image; `pixfit.starts.filled` where it knows under 25.
 
     Args:
         picture: (C, H, W).

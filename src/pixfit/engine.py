@@ -7,6 +7,7 @@ stack.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -130,17 +131,24 @@ def fit(
     if state is not None:
         loop.restore(state)
     saved = time.monotonic()
-    with kernels.fast_matmul(loop.kernel), kernels.without_subnormals(), loop.crew:
+    # Who waits for a state computes meanwhile, too, and has his own setting then.
+    with kernels.fast_matmul(loop.kernel), contextlib.ExitStack() as numbers, loop.crew:
+        numbers.enter_context(kernels.without_subnormals())
         loop.clock.start()
         while loop.settle(interrupt()):
             if time.monotonic() - saved > save_every:
                 loop.clock.pause()
-                yield loop.state()
+                kept = loop.state()
+                numbers.close()
+                yield kept
+                numbers.enter_context(kernels.without_subnormals())
                 saved = time.monotonic()
                 loop.clock.start()
             loop.advance(interrupt)
         loop.clock.pause()
-        yield replace(loop.state(), outcomes=loop.outcomes())
+        end = replace(loop.state(), outcomes=loop.outcomes())
+        numbers.close()
+        yield end
 
 
 class _Clock:

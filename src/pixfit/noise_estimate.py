@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
-    "CORRELATED", "ENLARGED", "GRIDDED", "IMPULSIVE", "LEAST_NOISE", "NoiseLevel", "impulses", "jpeg_grid",
-    "neighbour_correlation", "noise_level", "shared_level", "signs_of_shared_noise", "struck",
+    "BESIDE", "CORRELATED", "ENLARGED", "GRIDDED", "IMPULSIVE", "LEAST_NOISE", "NoiseLevel", "impulse_rate", "impulses",
+    "jpeg_grid", "neighbour_correlation", "noise_beside", "noise_level", "shared_level", "signs_of_shared_noise",
+    "struck",
 ]  # fmt: skip
 
 CORRELATED = 0.075
@@ -36,11 +37,16 @@ GRIDDED = 0.06
 IMPULSIVE = 0.01
 """`impulses` above this says that values were replaced by black and white."""
 
+BESIDE = 8 / 255
+"""`noise_beside` above this says that what impulses did not strike has noise, too."""
+
 LEAST_NOISE = 4 / 255
 """Level of the noise below which its correlation cannot be told from that of the picture."""
 
 _MEDIAN = 0.6745  # of the absolute values of a normal distribution of σ = 1
 _BIN, _MOST_BINS = 200, 32  # wavelets in a bin of brightness at least, and bins at most
+_NARROW = 0.05  # of the range, between the brightness of bins, below which they show no slope
+_SURE = 2.0  # standard errors of a slope that is believed
 _ROUNDS = 4  # of a line whose weights follow from it
 _LEAST = 0.1  # of the median variance, below which no bin weighs more
 _BLOCK = 8  # pixels a side
@@ -49,6 +55,8 @@ _TAKEN = 1.15  # noise blurred by 0.6 pixels, over what is left of it in typical
 _FEWEST = 64  # pixels a side from which a picture tells enough
 _LARGEST = 512  # pixels a side of the part in which impulses are counted
 _ALONE = 0.25  # between a value and each of those around it
+_BETWEEN = 0.25  # of the values, at least, that are neither black nor white where there are impulses
+_SQUARE = 16  # pixels a side of those in which impulses are counted for their rate
 _AROUND = 24  # values that surround one in 5 x 5
 _CHANCE = 1e-4  # that so many of them are struck in the same way
 
@@ -86,8 +94,8 @@ def noise_level(picture: Tensor) -> NoiseLevel:
 
     σ is the median absolute value of the finest diagonal wavelets over 0.6745 (Donoho and Johnstone, 1994), here in
     bins of brightness, the mean of what a wavelet covers. The line goes through their squares, weighted by how sure
-    each of them is. Pictures under some 900 values have but one bin, and no slope; under 4 pixels a side there is no
-    level but 0.
+    each of them is; where its slope may be chance, one σ of all wavelets is taken. Pictures under some 900 values have
+    but one bin; under 4 pixels a side there is no level but 0.
     """
     import pywt
 
@@ -99,19 +107,24 @@ def noise_level(picture: Tensor) -> NoiseLevel:
     bins = np.array_split(bright.argsort(kind="stable"), min(_MOST_BINS, len(bright) // _BIN) or 1)
     variances = np.array([float(np.median(sizes[bin])) / _MEDIAN for bin in bins]) ** 2
     typical = float(np.median(variances))
-    if len(bins) < 2 or typical == 0:
-        return NoiseLevel((float(np.median(sizes)) / _MEDIAN) ** 2)
-    return _line(np.array([float(np.median(bright[bin])) for bin in bins]), variances, _LEAST * typical)
+    white = NoiseLevel.white(float(np.median(sizes)) / _MEDIAN)
+    places = np.array([float(np.median(bright[bin])) for bin in bins])
+    if len(bins) < 2 or typical == 0 or np.ptp(places) < _NARROW:
+        return white
+    return _line(places, variances, _LEAST * typical, len(sizes) / len(bins)) or white
 
 
-def _line(bright: NDArray[np.float64], variances: NDArray[np.float64], least: float) -> NoiseLevel:
-    """Of least squares relative to itself: the error of an estimated variance is in proportion to it."""
+def _line(bright: NDArray[np.float64], variances: NDArray[np.float64], least: float, count: float) -> NoiseLevel | None:
+    """Of least squares relative to itself: the error of an estimated variance is in proportion to it. None where the
+    slope may be chance. ``count``: wavelets in each bin."""
     sure = np.maximum(variances, least)
     terms = np.stack([np.ones_like(bright), bright], axis=1)
     for _ in range(_ROUNDS):
         (floor, slope), *_ = np.linalg.lstsq(terms / sure[:, None], variances / sure, rcond=None)
         sure = np.maximum(terms @ [floor, slope], least)
-    return NoiseLevel(float(floor), float(slope))
+    # The standard error of a variance that comes from the median of n absolute values is 2.33 / √n of it.
+    error = 2.33 / math.sqrt(count) * float(np.sqrt(np.linalg.inv((terms / sure[:, None] ** 2).T @ terms)[1, 1]))
+    return None if abs(slope) < _SURE * error else NoiseLevel(float(floor), float(slope))
 
 
 def impulses(picture: Tensor) -> float:
@@ -119,10 +132,12 @@ def impulses(picture: Tensor) -> float:
 
     A value stands alone when it is a quarter of the range or more from all of the eight around it, so that lines do
     not count, nor all of the impulses where they are many. Strong noise of other kinds leaves such values, too, but not
-    at black and white alone, and stars are white points with no black ones beside them: then 0 is returned.
+    at black and white alone, stars are white points with no black ones beside them, and in a picture of black and white
+    dots these are the picture: then 0 is returned.
     """
     height, width = picture.shape[1:]
-    if min(height, width) < 3:
+    between = float(((picture > 0) & (picture < 1)).float().mean())
+    if min(height, width) < 3 or between < _BETWEEN:
         return 0.0
     rows, columns = (slice((side - min(side, _LARGEST)) // 2, (side + _LARGEST) // 2) for side in (height, width))
     planes = picture[:, rows, columns][:, None]
@@ -136,17 +151,51 @@ def impulses(picture: Tensor) -> float:
     return black + white if black + white > 4 * others and min(black, white) > 0.2 * (black + white) else 0.0
 
 
-def struck(picture: Tensor) -> Tensor:
+def impulse_rate(picture: Tensor) -> float:
+    """The share of the values (C, H, W) that salt and pepper replaced, if there are both: twice the share of the rarer.
+
+    Shares are medians over squares of 16 x 16 pixels, so that a sky or a caption does not count.
+    """
+    shares = []
+    for level in (0.0, 1.0):
+        alike = (picture == level).float().mean(dim=0)[None]
+        shares.append(float(F.avg_pool2d(alike, min(_SQUARE, *picture.shape[1:]), ceil_mode=True).median()))
+    return 2 * min(shares)
+
+
+def noise_beside(picture: Tensor, lost: Tensor) -> float:
+    """σ of white noise in the values (C, H, W) that were not struck, where impulses struck the ``lost`` ones (bool).
+
+    The median absolute second difference of three in a row, none of them lost, over 0.6745 · √6; 0 where there are none
+    such. Fine structure counts as noise: photographs without any have some 2 to 4 / 255, and fur up to 20 / 255.
+    """
+    found = []
+    for axis in (1, 2):
+        length = picture.shape[axis] - 2
+        if length < 1:
+            continue
+        first, middle, last = (picture.narrow(axis, start, length) for start in range(3))
+        unseen = lost.narrow(axis, 0, length) | lost.narrow(axis, 1, length) | lost.narrow(axis, 2, length)
+        found.append((first - 2 * middle + last)[~unseen].abs())
+    sizes = torch.cat(found) if found else torch.empty(0)
+    return float(sizes.median()) / _MEDIAN / math.sqrt(6) if len(sizes) else 0.0
+
+
+def struck(picture: Tensor, sigma: float = 0.0) -> Tensor:
     """Bool (C, H, W): which values of a picture with salt and pepper (C, H, W) are taken for impulses.
 
     Those are all at black and at white but for the ones among so many of their own kind that impulses alone would lie
-    so by a chance of less than one in ten thousand, as in a bright sky or in black letters. The rate of the impulses is
-    twice the share of the rarer of the two.
+    so by a chance of less than one in ten thousand, as in a bright sky or in broad black strokes. Small letters in pure
+    black or white cannot be told from impulses.
+
+    Args:
+        sigma: standard deviation of noise beside the impulses. Black and white values that it may have made, where the
+            others around are within two of it, are no impulses then: without them dark parts would seem too bright.
     """
     from scipy.special import bdtrc
 
     extremes = [picture == level for level in (0.0, 1.0)]
-    rate = min(float(one.float().mean()) for one in extremes)
+    rate = impulse_rate(picture) / 2
     usual = next(count for count in range(_AROUND + 1) if bdtrc(count, _AROUND, rate) <= _CHANCE)
     found = torch.zeros_like(picture, dtype=torch.bool)
     for one in extremes:
@@ -155,7 +204,11 @@ def struck(picture: Tensor) -> Tensor:
         )
         alike = F.avg_pool2d(padded, 5, 1)[:, 0] * (_AROUND + 1) - 1
         found |= one & (alike < usual + 0.5)
-    return found
+    if not sigma:
+        return found
+    kept = (~found).float()
+    sums, counts = (F.avg_pool2d(each[:, None], 5, 1, padding=2)[:, 0] for each in (picture * kept, kept))
+    return found & ((sums / counts.clamp(min=1e-6) - picture).abs() > 2 * sigma)
 
 
 def neighbour_correlation(picture: Tensor) -> float:

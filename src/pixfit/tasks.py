@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -68,6 +69,9 @@ class Task:
         channels: of the hourglass, on each of its levels.
         lost: tells which values (C, h, w) of a measurement say nothing of the picture, so that they count as missing;
             None: none are like that.
+        exact: whether the other values are the picture's, so that the answer has them as they are.
+        level: tells the level of the noise in a measurement (C, h, w), where held-out pixels have noise; the weight of
+            the fit in a blend is no more than the noise's share of its error there. None: not asked.
         outliers: whether it is fitted beside outliers, `pixfit.models.DoublyOverparameterised`.
         longest: steps of a fit at most, for pictures up to ``grows_from`` pixels a side; those of larger ones grow with
             the side, where there is such a size.
@@ -88,6 +92,8 @@ class Task:
     caution: float = 0.0
     channels: int = 32
     lost: Callable[[Tensor], Tensor] | None = None
+    exact: bool = False
+    level: Callable[[Tensor], NoiseLevel] | None = None
     outliers: bool = False
     sigma: float | None = None
     longest: int = 1500
@@ -130,9 +136,12 @@ def denoising(
 
     estimates = {"nlm": classical.nonlocal_means, "bm3d": classical.block_matching}
 
+    def level_of(noisy: Tensor) -> NoiseLevel:
+        return noise_estimated(noisy, squares=squares) if level is None else level
+
     def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
         noisy = piece.measurement
-        strength = noise_estimated(noisy, squares=squares) if level is None else level
+        strength = level_of(noisy)
         if fitted is not None and piece.held_out is not None:
             noisy = torch.where(piece.held_out, fitted if squares else _stand_in(fitted, strength), noisy)
         return estimates[control](noisy, strength)
@@ -146,7 +155,10 @@ def denoising(
         sigma = level.sigma(0.0)
         return Task("denoise", Identity(), estimate, Never(), blend=True, held_out=0.0, sigma=sigma)
     fraction = _HELD_OUT_SQUARES if squares else _HELD_OUT
-    return Task("denoise", Identity(), estimate, HeldOut(150, _REACH), blend=True, held_out=fraction, squares=squares)
+    return Task(
+        "denoise", Identity(), estimate, HeldOut(150, _REACH), blend=True, level=level_of, held_out=fraction,
+        squares=squares,
+    )  # fmt: skip
 
 
 def _stand_in(fitted: Tensor, level: NoiseLevel) -> Tensor:
@@ -164,10 +176,27 @@ def noise_estimated(noisy: Tensor, *, squares: bool = False) -> NoiseLevel:
     return noise_estimate.noise_level(noisy)
 
 
-def impulses() -> Task:
-    """Of exact values of which some, however many, were replaced by black or white: what was probably struck counts as
-    missing (`pixfit.noise_estimate.struck`)."""
-    return Task("denoise", Identity(), _from_around, Never(), blend=True, caution=_SURE, lost=noise_estimate.struck)
+def impulses(sigma: float = 0.0) -> Task:
+    """Of values of which some, however many, were replaced by black or white: what was probably struck counts as
+    missing (`pixfit.noise_estimate.struck`).
+
+    Args:
+        sigma: standard deviation of white noise in the others; 0: they are exact.
+    """
+    if not sigma:
+        return Task(
+            "denoise", Identity(), _from_around, Never(), blend=True, caution=_SURE, lost=noise_estimate.struck,
+            exact=True,
+        )  # fmt: skip
+    level = NoiseLevel.white(sigma)
+
+    def estimate(piece: Piece, fitted: Tensor | None) -> Tensor:
+        return classical.nonlocal_means(_from_around(piece, fitted), level)
+
+    return Task(
+        "denoise", Identity(), estimate, HeldOut(150, _REACH), blend=True,
+        lost=partial(noise_estimate.struck, sigma=sigma), level=lambda noisy: level,
+    )  # fmt: skip
 
 
 def outliers() -> Task:
@@ -184,7 +213,7 @@ def inpainting() -> Task:
     """Of missing pixels, the others being exact: the fit gets better to its last step. On smooth pictures bi-harmonic
     is hard to beat, and a few per cent of the pixels tell that badly, so that the fit has to prove its weight."""
     return Task(
-        "inpaint", Identity(), _from_around, Never(), blend=True, caution=_SURE, channels=64, longest=2000,
+        "inpaint", Identity(), _from_around, Never(), blend=True, caution=_SURE, exact=True, channels=64, longest=2000,
         grows_from=128,
     )  # fmt: skip
 
@@ -286,6 +315,17 @@ def risk_weight(fits: tuple[Tensor, Tensor], controls: tuple[Tensor, Tensor], pi
     return min(1.0, max(0.0, -(along + sigma**2 * follows) / size))
 
 
+def _share_of_noise(fitted: Tensor, whole: Piece, level: NoiseLevel) -> float:
+    """Of a fit's squared error at the held-out pixels, how much the noise there explains: the weight of least error
+    beside the measurement itself, which a classical estimate is at least as good as. Where there is next to no noise,
+    what stands in for held-out pixels says nothing, and this is next to 0."""
+    error = whole.held_out_error(fitted)
+    scored = whole.view.held_out
+    assert scored is not None
+    noise = float(level.variance(fitted.clamp(0, 1))[scored.expand_as(fitted)].mean())
+    return 1.0 if error == 0 else min(1.0, noise / error)
+
+
 def blended(
     task: Task,
     whole: Piece,
@@ -294,7 +334,7 @@ def blended(
     blind: Tensor,
     probed: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, float]:
-    """The answer (C, H, W) in [0, 1], known pixels of a picture with holes kept, and the weight of the fit in it.
+    """The answer (C, H, W) in [0, 1], what is exact kept, and the weight of the fit in it.
 
     Args:
         whole: what was measured of the picture.
@@ -309,7 +349,9 @@ def blended(
         weight = risk_weight((fitted, probed[0]), (control, probed[1]), whole, task.sigma)
     else:
         weight = blend_weight(fitted, blind, whole.view, task.caution)
+        if task.level is not None and whole.held_out is not None:
+            weight = min(weight, _share_of_noise(fitted, whole, task.level(whole.measurement)))
     answer = weight * fitted + (1 - weight) * control
-    if whole.known is not None:
+    if whole.known is not None and task.exact:
         answer = torch.where(whole.known, whole.measurement, answer)
     return answer.clamp(0, 1), weight

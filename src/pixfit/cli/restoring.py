@@ -348,8 +348,10 @@ def _print(done: Restored, report: dict[str, Any], clean: Image | None) -> None:
     if done.weight < 1:
         print(f"{'blend':<11} {done.weight:.2f} of the fit, {1 - done.weight:.2f} of the classical estimate")
     if done.noise is not None:
-        usual, *ends = (255 * done.noise.sigma(at) for at in (float(done.degraded.mean()), 0.0, 1.0))
-        span = f", from {ends[0]:.1f} at black to {ends[1]:.1f} at white" if done.noise.slope else ""
+        grey = done.degraded.mean(dim=0).flatten().sort().values
+        places = (float(done.degraded.mean()), *(float(grey[round(at * (len(grey) - 1))]) for at in (0.05, 0.95)))
+        usual, dark, bright = (255 * done.noise.sigma(at) for at in places)
+        span = f", {dark:.1f} in its dark parts and {bright:.1f} in its bright ones" if done.noise.slope else ""
         print(f"{'noise':<11} standard deviation {usual:.1f} of 255{span}")
     if clean is not None:
         names = {"psnr_degraded": "given", "psnr": "restored", "psnr_last": "last step", "psnr_oracle": "best step"}

@@ -32,9 +32,10 @@ def denoise(
 ) -> Restored:
     """Removes noise.
 
-    Of salt and pepper, values replaced by white and black, those that were probably struck count as missing, and the
-    others as exact: the picture is filled in as `inpaint` does it. Where impulses are of any brightness the picture is
-    fitted beside outliers (You et al., NeurIPS 2020), with all steps. What follows is about noise of other kinds.
+    Of salt and pepper, values replaced by white and black, those that were probably struck count as missing
+    (`pixfit.noise_estimate.struck`). The others stay as they are, or lose their noise, too, where there is more of it
+    than fine structure could be. Where impulses are of any brightness the picture is fitted beside outliers (You et
+    al., NeurIPS 2020), with all steps. What follows is about noise of other kinds.
 
     A fit ends when it no longer gets better at pixels that it does not see. Where neighbours share their noise, as in
     JPEG files and resized photographs, single pixels cannot tell: their noise can be read off those around them. Then
@@ -42,14 +43,15 @@ def denoise(
     serves as long as noise reaches hardly further than to the next pixel.
 
     The answer is blended with non-local means (Buades et al., CVPR 2005), by the weight that predicts the held-out
-    pixels best. Ctrl-C ends the fit and gives the best so far; a second one ends the program.
+    pixels best, and no more than the noise's share of the fit's error there. Ctrl-C ends the fit and gives the best so
+    far; a second one ends the program.
 
     Args:
         image: the noisy picture. Alpha is kept as it is.
         noise: ``impulse``, where some values were replaced by others; ``white``, where every pixel is a little wrong;
             ``auto`` takes impulses where values stand alone at black and white (`pixfit.noise_estimate.impulses`), and
             none of the settings of white noise (sigma, stop, held_out) is given. The answer's ``notes`` say so.
-        sigma: standard deviation of white noise in units of the range [0, 1], which only non-local means needs. By
+        sigma: standard deviation of white noise in units of the range [0, 1], by which classical estimates go. By
             default it is estimated from the finest wavelets, and may grow with brightness, as that of photon counts
             does (`pixfit.noise_estimate.noise_level`). Shared noise has too little of those; where squares are held
             out it is that of `pixfit.noise_estimate.shared_level`.
@@ -85,22 +87,25 @@ def denoise(
         raise ValueError(f"held_out is {held_out!r}, and with stop='sure' nothing is held out; leave one of them out")
     colours, alpha = colours_and_alpha(image)
     told = sigma is not None or held_out != "auto" or by_risk
-    if noise == "impulse" and told:
-        raise ValueError("noise is impulse, for which there is no sigma, stop or held_out; leave those out")
+    if noise == "impulse" and (told or control != "nlm"):
+        raise ValueError("noise is impulse, for which there is no sigma, stop, held_out or control; leave those out")
     noticed = noise_estimate.impulses(colours) >= noise_estimate.IMPULSIVE
     if noise == "impulse" or (noise == "auto" and not told and noticed):
-        task = tasks.impulses() if noticed else tasks.outliers()
+        task, notes = _impulsive(colours, noticed)
         done = restored(replace(task, blend=task.blend and blend), colours, **options).named(image, alpha)
-        note = "hardly any value stands alone at black or white: impulses of any brightness are looked for"
-        if noticed:
-            share = float(noise_estimate.struck(colours).float().mean())
-            note = f"values stand alone at black and white: {share:.0%} of all are taken for impulses and filled in"
-        return replace(done, notes=(note, *done.notes))
+        level = None if task.level is None else task.level(colours)
+        return replace(done, noise=level, notes=(*notes, *done.notes))
     signs = noise_estimate.signs_of_shared_noise(colours)
     squares = held_out == "squares" or (held_out == "auto" and bool(signs) and not by_risk)
     level = tasks.noise_estimated(colours, squares=squares) if sigma is None else NoiseLevel.white(float(sigma))
     if by_risk:  # it counts with one standard deviation
         level = NoiseLevel.white(level.sigma(float(colours.mean())))
+    if by_risk and level.floor == 0:
+        raise ValueError(
+            "no noise was found in the picture, and stop='sure' goes by its level; give sigma, or leave stop out"
+            if sigma is None
+            else "sigma is 0.0; stop='sure' needs noise of a level above 0"
+        )
     task = tasks.denoising(level, squares=squares, by_risk=by_risk, control=cast(Control, control))
     task = replace(task, blend=blend)
     done = restored(task, colours, **options).named(image, alpha)
@@ -111,6 +116,23 @@ def denoise(
         "may go on for too long"
     )
     return replace(done, noise=level, notes=(*(f"{sign}: {follows}" for sign in signs), *done.notes))
+
+
+def _impulsive(colours: Tensor, noticed: bool) -> tuple[tasks.Task, tuple[str, ...]]:
+    """What removes impulses from a picture, and what to say of it. So many that none stands alone are not noticed."""
+    if not noticed and noise_estimate.impulse_rate(colours) < noise_estimate.IMPULSIVE:
+        note = "its black and white values are not like salt and pepper: impulses of any brightness are looked for"
+        return tasks.outliers(), (note,)
+    lost = noise_estimate.struck(colours)
+    task, rest = tasks.impulses(), "the others stay as they are (--noise white takes none for impulses)"
+    sigma = noise_estimate.noise_beside(colours, lost)
+    if sigma >= noise_estimate.BESIDE:
+        lost, task = noise_estimate.struck(colours, sigma), tasks.impulses(sigma)
+        rest = f"in the others noise of {255 * sigma:.0f} / 255 is removed"
+    share = (
+        f"{float(lost.float().mean()):.0%} of the values, black and white ones, are taken for impulses and filled in"
+    )
+    return task, (f"{share}; {rest}",)
 
 
 def inpaint(

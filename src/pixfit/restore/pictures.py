@@ -112,7 +112,7 @@ def restored(
     probed = None if probe is None else (whole_ones["fitted probed"], whole_ones["control probed"])
     fitted, control, blind_one = (whole_ones[name] for name in ("fitted", "control", "blind"))
     answer, weight = blended(task, whole, fitted, control, blind_one, probed)
-    if known is not None:
+    if known is not None and task.exact:
         whole_ones = {name: torch.where(known, measurement, picture) for name, picture in whole_ones.items()}
     rules = {one.reason for one in fits if one.answered}
     known_rules = ("held_out", "sure", "steps")

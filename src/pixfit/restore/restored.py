@@ -86,7 +86,7 @@ class Restored:
         seconds: of wall time.
         degraded: (C, H, W), what was given, brought to the size of the answer, black where it is missing.
         fitted: (C, H, W), what the fits gave, without the blend. Equal to ``control`` where nothing was fitted.
-        control: (C, H, W), the classical estimate: non-local means, bi-harmonic, or total variation.
+        control: (C, H, W), the classical estimate: non-local means or BM3D, bi-harmonic, total variation, or a median.
         weight: of the fit in the blend, in [0, 1]; 1 where nothing was blended.
         noise: level of the noise, given or estimated; None where not used.
         curves: a fit each: ``step`` (K,) and ``held_out`` (K,), the mean squared error at the held-out pixels, or the

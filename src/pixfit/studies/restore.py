@@ -209,7 +209,9 @@ class RestoreStudy(Study):
         shown = [("true", problem.image.data)]
         shown += [(name, damage.controls[name](piece)) for name in (names[0], best)]
         for method, scores in methods.items():
-            if key in scores and (fitted := picture_of(store, self.fit(task, method, *key))) is not None:
+            spec = self.fit(task, method, *key)
+            if key in scores and (fitted := picture_of(store, spec)) is not None:
+                assert isinstance(spec.problem, Problem)
                 blend = METHODS[method].blend and damage.task.blend
-                shown.append((method, restored(damage, problem, fitted, blend=blend)[0]))
+                shown.append((method, restored(damage, spec.problem, fitted, blend=blend)[0]))
         return shown
