@@ -399,6 +399,8 @@ def test_block_matching_is_a_control_where_it_is_installed(monkeypatch: pytest.M
     assert torch.equal(classical.block_matching(grey, NoiseLevel(0.0)), grey)
     done = pf.restore.denoise(image, sigma=0.1, control="bm3d", steps=2, device="cpu")
     torch.testing.assert_close(done.control, wanted)
+    struck = Image(pf.SaltAndPepper(0.2)(image.data, torch.Generator().manual_seed(0)))
+    assert "bm3d has no part in that" in pf.restore.denoise(struck, control="bm3d", steps=2, device="cpu").notes
 
 
 def test_the_report_says_when_block_matching_was_not_run(

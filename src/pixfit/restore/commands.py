@@ -94,6 +94,7 @@ def denoise(
         task, notes = _impulsive(colours, noticed)
         done = restored(replace(task, blend=task.blend and blend), colours, **options).named(image, alpha)
         level = None if task.level is None else task.level(colours)
+        notes += (f"{control} has no part in that",) if control != "nlm" else ()
         return replace(done, noise=level, notes=(*notes, *done.notes))
     signs = noise_estimate.signs_of_shared_noise(colours)
     squares = held_out == "squares" or (held_out == "auto" and bool(signs) and not by_risk)
