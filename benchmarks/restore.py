@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -17,11 +17,12 @@ from pixfit.images import Image
 from pixfit.noise import GaussianNoise
 from pixfit.problem import stream
 from pixfit.studies.restore_pictures import crop
+from pixfit.tasks import Control
 
 __all__ = ["main"]
 
 _EXAMPLES = "examples:\n  restore.py butterfly.png zebra.png\n  restore.py *.png --sigma 15 --side 128 --json"
-_COLUMNS = ("noisy", "nlm", "stopped", "oracle", "blend")
+_COLUMNS = ("noisy", "control", "stopped", "oracle", "blend")
 
 
 def _row(clean: Image, sigma: float, given: argparse.Namespace) -> dict[str, Any]:
@@ -29,12 +30,13 @@ def _row(clean: Image, sigma: float, given: argparse.Namespace) -> dict[str, Any
     noisy = Image(noise.clamp(0, 1), clean.name)
     begin = time.process_time()
     done = restore.denoise(
-        noisy, sigma=sigma, runs=given.runs, steps=given.steps, seed=given.seed, device="cpu", truth=clean
-    )
+        noisy, sigma=sigma, control=given.control, runs=given.runs, steps=given.steps, seed=given.seed, device="cpu",
+        truth=clean,
+    )  # fmt: skip
     seconds, scores = time.process_time() - begin, done.scores(clean)
     estimated = noise_estimate.noise_level(noisy.data).sigma(float(noisy.data.mean()))
     return {
-        "picture": clean.name, "noisy": scores["psnr_degraded"], "nlm": metrics.psnr(done.control, clean.data),
+        "picture": clean.name, "noisy": scores["psnr_degraded"], "control": metrics.psnr(done.control, clean.data),
         "stopped": metrics.psnr(done.fitted, clean.data), "oracle": scores["psnr_oracle"], "blend": scores["psnr"],
         "weight": done.weight, "sigma_estimated": estimated, "stop_step": done.stop_step,
         "steps": done.steps, "process_seconds": seconds,
@@ -44,7 +46,7 @@ def _row(clean: Image, sigma: float, given: argparse.Namespace) -> dict[str, Any
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; the exit code."""
     parser = argparse.ArgumentParser(
-        description="PSNR in dB over whole crops, white noise clipped to [0, 1], its level known: non-local means "
+        description="PSNR in dB over whole crops, white noise clipped to [0, 1], its level known: the classical control, non-local means "
         "(patch 5, distance 8, h 0.8 sigma), one fit stopped by itself, the best step of that fit, and the default "
         "answer, a blend of both. The crops are the parts of the pictures at the 80th percentile of gradient energy, "
         "as the study of restoration takes them.",
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--side", type=int, default=96, help="of the crops, default %(default)s; smaller pictures stay whole"
     )
     parser.add_argument("--runs", type=int, default=1, help="fits that are averaged, default %(default)s")
+    parser.add_argument(
+        "--control", choices=get_args(Control), default="nlm", help="what the fit is blended with, default %(default)s"
+    )
     parser.add_argument("--steps", type=int, help="at most; by default as the command has it")
     parser.add_argument("--seed", type=int, default=0, help="of noise and networks, default %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of torch, default %(default)s")
@@ -85,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     means = {name: sum(row[name] for row in rows) / len(rows) for name in _COLUMNS}
     if given.json:
-        settings = {name: getattr(given, name) for name in ("sigma", "side", "runs", "seed", "threads")}
+        settings = {name: getattr(given, name) for name in ("sigma", "side", "control", "runs", "seed", "threads")}
         print(json.dumps({**settings, "torch": torch.__version__, "rows": rows, "means": means}, indent=2))
     else:
         print(f"{'mean':<14}" + "".join(f"{means[name]:9.2f}" for name in _COLUMNS))

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import pixfit as pf
+from pixfit import images
 from pixfit.images import Image
+from pixfit.problem import stream
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -56,3 +59,18 @@ def grey() -> Image:
 def square() -> Image:
     """RGB, 32 by 32, the size of the pre-fit study's pictures."""
     return picture(3, 32, 32)
+
+
+def clean() -> Image:
+    """Edges and slopes of a bundled photograph, 24 rows, 27 columns."""
+    return Image(images.load("coffee").data[:, 100:124, 220:247].clone(), "coffee")
+
+
+def noisy(image: Image, sigma: float = 25 / 255) -> Image:
+    data = pf.GaussianNoise(sigma)(image.data, stream(0, "noise")).clamp(0, 1)
+    return Image((data * 255).round() / 255, "noisy")
+
+
+def counts(clean: Image, at_white: float) -> Image:
+    """With Poisson noise."""
+    return Image(pf.PoissonNoise(at_white)(clean.data, stream(0, "counts")).clamp(0, 1), clean.name)

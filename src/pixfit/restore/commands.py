@@ -125,7 +125,7 @@ def _impulsive(colours: Tensor, noticed: bool) -> tuple[tasks.Task, tuple[str, .
         note = "its black and white values are not like salt and pepper: impulses of any brightness are looked for"
         return tasks.outliers(), (note,)
     lost = noise_estimate.struck(colours)
-    task, rest = tasks.impulses(), "the others stay as they are (--noise white takes none for impulses)"
+    task, rest = tasks.impulses(), "the others stay as they are (noise white takes none for impulses)"
     sigma = noise_estimate.noise_beside(colours, lost)
     if sigma >= noise_estimate.BESIDE:
         lost, task = noise_estimate.struck(colours, sigma), tasks.impulses(sigma)
