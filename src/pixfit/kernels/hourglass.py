@@ -1,4 +1,4 @@
-"""All of an hourglass but its colours, compiled, for CPUs.
+"""A whole hourglass, compiled, for CPUs.
 
 Torch makes some hundreds of operations of a step, each of which reads and writes maps that were near a moment ago, and
 the way there costs as much again. Here a step is two calls. Other devices and other precisions are left to torch.
@@ -20,7 +20,7 @@ from torch import Tensor
 from pixfit.kernels import library
 from pixfit.kernels.library import Library
 
-__all__ = ["HourglassShape", "hourglass_maps", "maps_library"]
+__all__ = ["HourglassShape", "hourglass_pixels", "maps_library"]
 
 _NO_MEMORY = 3
 _free = threading.local()
@@ -35,24 +35,26 @@ class HourglassShape(NamedTuple):
     nearest: bool
     reflect: bool
     slope: float
+    out_features: int
+    sigmoid: bool
     eps: float = 1e-5
 
 
-def hourglass_maps(
+def hourglass_pixels(
     code: Tensor,
     parameters: Sequence[Tensor],
     shape: HourglassShape,
     plain: Callable[[Tensor], Tensor],
     threads: int | None = None,
 ) -> Tensor:
-    """The maps (1, K, h, w) of a code (1, D, h, w), by compiled code where that serves, else by ``plain``.
+    """The pixels (h·w, C) of a code (D, h, w), by compiled code where that serves, else by ``plain``.
 
     It serves float32 on a CPU, where a library was built and ``PIXFIT_KERNEL`` is not ``torch``. The biases of
     convolutions change nothing, since a norm follows on each; compiled code gives them no gradient, where torch gives
     them rounding errors. It has no second derivatives.
 
     Args:
-        parameters: of the levels, in the order of the module.
+        parameters: of the levels and of the colours, in the order of the module.
         plain: the same in torch, with the same parameters.
         threads: at most; None: as many as torch has. Numbers do not depend on how many.
 
@@ -64,11 +66,10 @@ def hourglass_maps(
         found is None
         or any(one.device.type != "cpu" or one.dtype != torch.float32 for one in (code, *parameters))
         or any(type(one) not in (Tensor, torch.nn.Parameter) for one in (code, *parameters))  # such as one without data
-        or code.shape[0] != 1
         or torch.is_autocast_enabled("cpu")
     ):
         return plain(code)
-    return cast(Tensor, _Maps.apply(found, shape, threads or torch.get_num_threads(), code, *parameters))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Pixels.apply(found, shape, threads or torch.get_num_threads(), code, *parameters))  # type: ignore[no-untyped-call]
 
 
 def maps_library() -> Library | None:
@@ -93,8 +94,8 @@ class _Level(Structure):
 class _Hourglass(Structure):
     _fields_ = (
         *((name, c_int64) for name in (
-            "height", "width", "inputs", "down_kernel", "up_kernel", "skip_kernel", "mix", "nearest", "reflect",
-            "threads",
+            "height", "width", "inputs", "outputs", "down_kernel", "up_kernel", "skip_kernel", "mix", "nearest",
+            "reflect", "sigmoid", "threads",
         )),
         ("eps", c_double), ("slope", c_double), ("levels", POINTER(_Level)), ("level_count", c_int64),
     )  # fmt: skip
@@ -116,27 +117,27 @@ class _Loan:
             self._shelf.insert(0, self.memory)
 
 
-class _Maps(torch.autograd.Function):
+class _Pixels(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, found: Library, shape: HourglassShape, threads: int, code: Tensor, *parameters: Tensor
     ) -> Tensor:
-        code = code.contiguous(memory_format=torch.channels_last)
+        code = code.permute(1, 2, 0).contiguous()
         own = [one.contiguous() for one in parameters]
         net, floats = _net(found, shape, threads, code, own)
         loan = _Loan(floats)
-        maps = torch.empty(1, shape.levels[0][1], *code.shape[2:], memory_format=torch.channels_last)
-        _call(found, "pixfit_hourglass", net, code, _pointers(own), maps, loan.memory)
+        pixels = torch.empty(code.shape[0] * code.shape[1], shape.out_features)
+        _call(found, "pixfit_hourglass", net, code, _pointers(own), pixels, loan.memory)
         ctx.save_for_backward(code, *own)
         ctx.found, ctx.shape, ctx.threads, ctx.loan = found, shape, threads, loan
-        return maps
+        return pixels
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise NotImplementedError("compiled maps have no second derivatives; torch has: set PIXFIT_KERNEL=torch")
+            raise NotImplementedError("compiled hourglasses have no second derivatives; torch has: set PIXFIT_KERNEL=torch")
         code, *parameters = ctx.saved_tensors
-        dy = dy.contiguous(memory_format=torch.channels_last)
+        dy = dy.contiguous()
         net, _ = _net(ctx.found, ctx.shape, ctx.threads, code, parameters)
         dcode = torch.empty_like(code) if ctx.needs_input_grad[3] else None
         row = torch.empty(sum(one.numel() for one in parameters))
@@ -146,25 +147,26 @@ class _Maps(torch.autograd.Function):
             ctx.found, "pixfit_hourglass_back", net, dy, code, _pointers(parameters), dcode, _pointers(gradients),
             ctx.loan.memory,
         )  # fmt: skip
-        return None, None, None, dcode, *gradients
+        return None, None, None, None if dcode is None else dcode.permute(2, 0, 1), *gradients
 
 
 def _net(
     found: Library, shape: HourglassShape, threads: int, code: Tensor, parameters: Sequence[Tensor]
 ) -> tuple[_Hourglass, int]:
     """The hourglass as compiled code knows it, and the floats of memory that it needs."""
-    _, inputs, height, width = code.shape
-    if [one.numel() for one in parameters] != _sizes(shape, inputs) or code.shape[0] != 1:
-        raise ValueError(f"{len(parameters)} parameters on a code {tuple(code.shape)} are not an hourglass of {shape}")
+    height, width, inputs = code.shape
+    if [one.numel() for one in parameters] != _sizes(shape, inputs):
+        raise ValueError(f"{len(parameters)} parameters on a code {(inputs, height, width)} are not an hourglass of {shape}")
     levels = (_Level * len(shape.levels))(*(_Level(*level) for level in shape.levels))
     net = _Hourglass(
-        height, width, inputs, *shape.kernels, shape.mix, shape.nearest, shape.reflect, threads,
+        height, width, inputs, shape.out_features, *shape.kernels, shape.mix, shape.nearest, shape.reflect,
+        shape.sigmoid, threads,
         shape.eps, shape.slope, levels, len(levels),
     )  # fmt: skip
     count = c_int64()
     floats = found.handle.pixfit_hourglass_memory(ctypes.byref(net), ctypes.byref(count))
     if floats < 0 or count.value != len(parameters):
-        raise ValueError(f"{shape} cannot be on a code {tuple(code.shape)}")
+        raise ValueError(f"{shape} cannot be on a code {(inputs, height, width)}")
     return net, floats
 
 
@@ -188,7 +190,8 @@ def _sizes(shape: HourglassShape, inputs: int) -> list[int]:
         if shape.mix:
             block(up, up, 1)
         inputs = down
-    return sizes
+    top = shape.levels[0][1]
+    return [*sizes, top * shape.out_features, shape.out_features]
 
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:

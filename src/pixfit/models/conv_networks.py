@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixfit.kernels import HourglassShape, hourglass_maps
+from pixfit.kernels import HourglassShape, hourglass_pixels
 
 from .networks import Network
 
@@ -186,8 +186,8 @@ class HourglassNetwork(PictureNetwork):
         slope: of the leaky ReLU below 0.
         out_features, output: as of `PictureNetwork`.
 
-    ``threads``, a plain attribute, is how many compiled code may use, see `kernels.hourglass_maps`; 0 leaves the maps
-    to torch, and None takes as many as torch has.
+    ``threads``, a plain attribute, is how many compiled code may use, see `kernels.hourglass_pixels`; 0 leaves all to
+    torch, and None takes as many as torch has.
     """
 
     def __init__(
@@ -218,19 +218,19 @@ class HourglassNetwork(PictureNetwork):
         self.colours = _Convolution(up_channels[0], out_features, 1)
         self._shape = HourglassShape(
             tuple(zip(channels, up_channels, skip_channels, strict=True)), kernels, mix, upsampling == "nearest",
-            padding == "reflection", slope,
+            padding == "reflection", slope, out_features, output == "sigmoid",
         )  # fmt: skip
-        self._owners = [(module, name) for module in self.levels.modules() for name in module._parameters]
+        parts = [*self.levels.modules(), self.colours]
+        self._owners = [(module, name) for module in parts for name in module._parameters]
 
-    def features(self, x: Tensor) -> Tensor:
+    def pixels(self, code: Tensor) -> Tensor:
         if self.threads == 0:
-            return self.plain_features(x)
+            return super().pixels(code)
         # By name: a call may put other tensors in their places.
         parameters = [getattr(module, name) for module, name in self._owners]
-        return hourglass_maps(x, parameters, self._shape, self.plain_features, self.threads)
+        return hourglass_pixels(code, parameters, self._shape, super().pixels, self.threads)
 
-    def plain_features(self, x: Tensor) -> Tensor:
-        """The same by torch alone."""
+    def features(self, x: Tensor) -> Tensor:
         levels = cast(list[_Level], list(self.levels))
         above = []
         for level in levels:

@@ -103,9 +103,9 @@ typedef struct {
 
 // See pixfit.models.Hourglass. Numbers do not depend on the threads.
 typedef struct {
-  int64_t height, width, inputs;
+  int64_t height, width, inputs, outputs;
   int64_t down_kernel, up_kernel, skip_kernel;
-  int64_t mix, nearest, reflect, threads;
+  int64_t mix, nearest, reflect, sigmoid, threads;
   double eps, slope;
   const PixfitLevelOfMaps *levels;
   int64_t level_count;
@@ -141,8 +141,8 @@ int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fit, int64_t sam
 // how many tensors it has.
 int64_t pixfit_hourglass_memory(const PixfitHourglass *net, int64_t *parameters);
 
-// Maps y (height, width, up of the first level) of a code (height, width, inputs). `parameters`: a tensor each, in the
-// order of the module.
+// The picture y (height, width, outputs) of a code (height, width, inputs). `parameters`: a tensor each, in the order of
+// the module.
 int64_t pixfit_hourglass(const PixfitHourglass *net, const float *code, const float *const *parameters, float *y,
                          float *memory, int64_t floats);
 

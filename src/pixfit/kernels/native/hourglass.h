@@ -1,10 +1,11 @@
-// All of an hourglass but its colours: the maps of every level on the way down and up, and the gradients of all its
-// weights. Agrees with the module in src/pixfit/models/conv_networks.py, whose parameters come here in its own order.
+// A whole hourglass: the maps of every level on the way down and up, the colours, and the gradients of all its weights.
+// Agrees with the module in src/pixfit/models/conv_networks.py, whose parameters come here in its own order.
 
 #ifndef PIXFIT_HOURGLASS_H
 #define PIXFIT_HOURGLASS_H
 
 #include "block.h"
+#include "maths.h"
 
 namespace {
 
@@ -29,6 +30,9 @@ class Hourglass {
  public:
   std::vector<Stage> stages;
   int64_t parameters = 0;
+  PixfitBlock colours{};        // without a norm
+  int64_t colours_weight = -1;  // number of its weight; its bias comes next
+  float *pixels = nullptr;
   float *scratch = nullptr, *left = nullptr, *right = nullptr;  // left and right: gradients of maps, by turns
 
   Hourglass(const PixfitHourglass &net, float *memory) : memory_(memory) {
@@ -64,6 +68,11 @@ class Hourglass {
       stages.push_back(s);
       height = s.small_height, width = s.small_width, features = level.down;
     }
+    colours = {net.height, net.width, net.levels[0].up, net.outputs, 1, 1, 0, net.threads, 0.0, 1.0};
+    if (!sound(&colours)) throw PIXFIT_BAD_ARGUMENT;
+    const Shapes s(colours);
+    work = std::max(work, s.floats()), pixels = take(s.map());
+    colours_weight = parameters, parameters += 2;
     scratch = take(work), left = take(widest), right = take(widest);
   }
 
@@ -144,6 +153,50 @@ inline void doubled_back(const Stage &s, bool nearest, const float *slope, float
   }
 }
 
+// pixels = bend(x weight + bias), where bend is a sigmoid or nothing.
+inline void colours_forward(const PixfitHourglass &net, const Hourglass &all, const float *x,
+                            const float *const *parameters) {
+  const Shapes s(all.colours);
+  const float *bias = parameters[all.colours_weight + 1];
+  packed_forward(s, parameters[all.colours_weight], all.scratch);
+  convolve(s, x, all.scratch, all.pixels);
+  const Pattern pattern(net.outputs);
+  const int64_t floats = s.map(), whole = floats / pattern.period * pattern.period;
+  std::vector<float> lanes(pattern.period);
+  pattern.spread(bias, lanes.data());
+  for (int64_t from = 0; from < whole; from += pattern.period)
+    for (int64_t lane = 0; lane < pattern.period; lane += W) {
+      float *at = all.pixels + from + lane;
+      const vf z = load(at) + load(lanes.data() + lane);
+      store(at, net.sigmoid ? logistic(z) : z);
+    }
+  for (int64_t i = whole; i < floats; i++) {
+    const float z = all.pixels[i] + lanes[i - whole];
+    all.pixels[i] = net.sigmoid ? 1.0f / (1.0f + expf(-z)) : z;
+  }
+}
+
+inline void colours_backward(const PixfitHourglass &net, const Hourglass &all, const float *dy, const float *x,
+                             const float *const *parameters, float *dx, float *const *gradients) {
+  const Shapes s(all.colours);
+  const int64_t floats = s.map();
+  float *slope = all.scratch, *packed = slope + s.slope(), *packed_back = packed + s.packed();
+  for (int64_t i = 0; i < floats; i++) {
+    const float y = all.pixels[i];
+    slope[i] = net.sigmoid ? dy[i] * y * (1.0f - y) : dy[i];
+  }
+  memset(slope + floats, 0, sizeof(float) * (s.slope() - floats));
+  std::vector<double> totals[1];
+  sums_by_feature<1>(
+      Pattern(net.outputs), floats, [&](int64_t i, int64_t, vf *out) { out[0] = load(slope + i); },
+      [&](int64_t i, int64_t, float *out) { out[0] = slope[i]; }, totals);
+  for (int64_t k = 0; k < net.outputs; k++)
+    gradients[all.colours_weight + 1][k] = static_cast<float>(totals[0][k]);
+  taps_back(s, x, slope, packed);
+  unpacked(s, packed, gradients[all.colours_weight]);
+  convolve_back(s, slope, parameters[all.colours_weight], packed_back, dx);
+}
+
 inline const float *hourglass_forward(const PixfitHourglass &net, const Hourglass &all, const float *code,
                                       const float *const *parameters) {
   const float *x = code;
@@ -161,14 +214,17 @@ inline const float *hourglass_forward(const PixfitHourglass &net, const Hourglas
     x = s->merge.out;
     if (s->has_mix) part_forward(s->mix, x, parameters, all.scratch), x = s->mix.out;
   }
-  return x;
+  colours_forward(net, all, x, parameters);
+  return all.pixels;
 }
 
 inline void hourglass_backward(const PixfitHourglass &net, const Hourglass &all, const float *dy, const float *code,
                                const float *const *parameters, float *dcode, float *const *gradients) {
   float *d = all.left, *next = all.right;
+  const Stage &top = all.stages.front();
+  colours_backward(net, all, dy, top.has_mix ? top.mix.out : top.merge.out, parameters, d, gradients);
   for (const Stage &s : all.stages) {
-    const float *slope = dy;
+    const float *slope = d;
     if (s.has_mix) {
       part_backward(s.mix, slope, s.merge.out, parameters, next, gradients, all.scratch);
       slope = next, std::swap(d, next);
@@ -177,7 +233,7 @@ inline void hourglass_backward(const PixfitHourglass &net, const Hourglass &all,
     norm_backward(next, s.side, s.height * s.width, s.skip + s.below, parameters[s.join], parameters[s.join + 1],
                   s.mean, s.rate, 1.0f, d, gradients[s.join], gradients[s.join + 1]);
     doubled_back(s, net.nearest, d, next, all.scratch);
-    std::swap(d, next), dy = d;
+    std::swap(d, next);
   }
   for (size_t i = all.stages.size(); i-- > 0;) {
     const Stage &s = all.stages[i];

@@ -201,7 +201,7 @@ PIXFIT_PUBLIC int64_t pixfit_hourglass(const PixfitHourglass *net, const float *
   if (!code || !parameters || !y) return PIXFIT_BAD_ARGUMENT;
   return with_hourglass(net, memory, floats, [&](const Hourglass &all) {
     const float *found = hourglass_forward(*net, all, code, parameters);
-    memcpy(y, found, sizeof(float) * net->height * net->width * net->levels[0].up);
+    memcpy(y, found, sizeof(float) * net->height * net->width * net->outputs);
   });
 }
 
