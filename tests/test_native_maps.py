@@ -1,4 +1,4 @@
-"""Compiled maps of hourglasses of every instruction set against the module in torch, and what is left to torch."""
+"""Compiled hourglasses of every instruction set against the module in torch, and what is left to torch."""
 
 from __future__ import annotations
 
@@ -47,15 +47,16 @@ def hourglasses(draw: st.DrawFn) -> Hourglass:
         down_kernel=draw(kernel), up_kernel=draw(kernel), skip_kernel=draw(kernel), mix=draw(st.booleans()),
         upsampling=draw(st.sampled_from(("bilinear", "nearest"))), slope=draw(st.sampled_from((0.0, 0.2, 1.0))),
         padding=draw(st.sampled_from(("reflection", "zeros"))), code_channels=code,
+        output=draw(st.sampled_from(("sigmoid", "linear"))),
     )  # fmt: skip
     least = 2**levels * (1 + max(model.down_kernel, model.up_kernel, model.skip_kernel) // 2) + 1
     return model.sized(draw(st.integers(least, 2 * least + 5)), draw(st.integers(least, 2 * least + 5)))
 
 
-def network_of(model: Hourglass, seed: int = 0) -> HourglassNetwork:
+def network_of(model: Hourglass, seed: int = 0, out_features: int = 3) -> HourglassNetwork:
     """With gains, shifts and biases that hide nothing."""
     generator = torch.Generator().manual_seed(seed)
-    network = model.build(2, 3, generator=generator)
+    network = model.build(2, out_features, generator=generator)
     assert isinstance(network, HourglassNetwork)
     for parameter in network.parameters():
         if parameter.ndim == 1:
@@ -64,22 +65,24 @@ def network_of(model: Hourglass, seed: int = 0) -> HourglassNetwork:
 
 
 def gradients(network: HourglassNetwork, code: Tensor, slope: Tensor, *, plain: bool) -> tuple[Tensor, list[Tensor]]:
-    shown = network.plain_features(code) if plain else network.features(code)
-    assert ("Maps" in type(shown.grad_fn).__name__) is not plain
-    return shown.detach(), list(torch.autograd.grad(shown, [code, *network.levels.parameters()], slope.to(shown)))
+    threads, network.threads = network.threads, 0 if plain else network.threads
+    shown = network.pixels(code)
+    network.threads = threads
+    assert ("_Pixels" in type(shown.grad_fn).__name__) is not plain
+    return shown.detach(), list(torch.autograd.grad(shown, [code, *network.parameters()], slope.to(shown)))
 
 
 @each_isa
 @settings(max_examples=25, deadline=None)
-@given(model=hourglasses(), seed=st.integers(0, 99))
-def test_maps_and_gradients_are_those_of_torch(isa: str, model: Hourglass, seed: int) -> None:
+@given(model=hourglasses(), colours=st.integers(1, 40), seed=st.integers(0, 99))
+def test_pixels_and_gradients_are_those_of_torch(isa: str, model: Hourglass, colours: int, seed: int) -> None:
     """To what float32 itself is away from float64: small norms are over few pixels, and multiply every rounding. Where
     the activation has a corner, a value that rounding puts on its other side moves whole gradients a little."""
     assert model.size is not None
-    network = network_of(model, seed)
+    network = network_of(model, seed, colours)
     generator = torch.Generator().manual_seed(seed + 1)
-    code = torch.randn(1, model.code_channels, *model.size, generator=generator).requires_grad_()
-    slope = torch.randn(1, network.levels[0].merge.out_channels, *model.size, generator=generator)
+    code = torch.randn(model.code_channels, *model.size, generator=generator).requires_grad_()
+    slope = torch.randn(model.size[0] * model.size[1], colours, generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIXFIT_KERNEL", isa)
         shown, found = gradients(network, code, slope, plain=False)
@@ -145,10 +148,10 @@ def test_what_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel(small, precision="bfloat16") == kernel(DeepDecoder(8, doublings=2)) == "torch"
     together = run.fit([pf.Spec(problem, small, budget=pf.Steps(2), seed=seed) for seed in (0, 1)])
     assert [result.kernel for result in together] == [best, best]
-    network, code = network_of(small.sized(17, 17)), torch.randn(1, 32, 17, 17, requires_grad=True)
-    assert "Maps" in type(network.features(code).grad_fn).__name__
+    network, code = network_of(small.sized(17, 17)), torch.randn(32, 17, 17, requires_grad=True)
+    assert "_Pixels" in type(network.pixels(code).grad_fn).__name__
     network.threads = 0
-    assert "Maps" not in type(network.features(code).grad_fn).__name__
+    assert "_Pixels" not in type(network.pixels(code).grad_fn).__name__
 
 
 @each_isa
@@ -157,8 +160,8 @@ def test_numbers_do_not_depend_on_threads(isa: str, side: int, monkeypatch: pyte
     monkeypatch.setenv("PIXFIT_KERNEL", isa)
     model = Hourglass(channels=(37, 16), skip_channels=(4, 3), code_channels=9).sized(side, side + 3)
     network = network_of(model)
-    code = torch.randn(1, 9, side, side + 3, requires_grad=True)
-    slope = torch.randn(1, 37, side, side + 3)
+    code = torch.randn(9, side, side + 3, requires_grad=True)
+    slope = torch.randn(side * (side + 3), 3)
     found = []
     for network.threads in (1, 2, 3, 5):
         shown, slopes = gradients(network, code, slope, plain=False)
@@ -170,17 +173,17 @@ def test_numbers_do_not_depend_on_threads(isa: str, side: int, monkeypatch: pyte
 def test_two_passes_at_once_and_one_twice_do_not_share_their_memory() -> None:
     model = Hourglass(channels=(8, 8), code_channels=4).sized(12, 14)
     network = network_of(model)
-    codes = [torch.randn(1, 4, 12, 14, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    levels = list(network.levels.parameters())
+    codes = [torch.randn(4, 12, 14, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    weights = list(network.parameters())
 
     def alone(code: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad(network.features(code).square().sum(), levels))
+        return list(torch.autograd.grad(network.pixels(code).square().sum(), weights))
 
     wanted = [alone(code) for code in codes]
-    first, second = (network.features(code).square().sum() for code in codes)
-    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(second, levels), wanted[1], strict=True))
+    first, second = (network.pixels(code).square().sum() for code in codes)
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(second, weights), wanted[1], strict=True))
     for _ in range(2):
-        found = torch.autograd.grad(first, levels, retain_graph=True)
+        found = torch.autograd.grad(first, weights, retain_graph=True)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted[0], strict=True))
     # Threads side by side, each many times.
     wrong: list[int] = []
@@ -200,10 +203,10 @@ def test_two_passes_at_once_and_one_twice_do_not_share_their_memory() -> None:
 
 def test_memory_is_used_again() -> None:
     model = Hourglass(channels=(8, 8), code_channels=4).sized(12, 14)
-    network, code = network_of(model), torch.randn(1, 4, 12, 14)
+    network, code = network_of(model), torch.randn(4, 12, 14)
 
     def place() -> int:
-        shown = network.features(code)
+        shown = network.pixels(code)
         assert shown.grad_fn is not None
         return int(shown.grad_fn.loan.memory.data_ptr())  # type: ignore[attr-defined]
 
@@ -211,33 +214,33 @@ def test_memory_is_used_again() -> None:
     gc.collect()
     assert place() == first
     with torch.no_grad():
-        network.features(code)
+        network.pixels(code)
     assert len(hourglass._free.shelf) <= 2
 
 
 def test_second_derivatives_are_torchs() -> None:
     model = Hourglass(channels=(4, 4), code_channels=2).sized(12, 12)
-    network, code = network_of(model), torch.randn(1, 2, 12, 12)
-    levels = list(network.levels.parameters())
+    network, code = network_of(model), torch.randn(2, 12, 12)
+    weights = list(network.parameters())
     with pytest.raises(NotImplementedError, match="PIXFIT_KERNEL=torch"):
-        torch.autograd.grad(network.features(code).square().sum(), levels, create_graph=True)
+        torch.autograd.grad(network.pixels(code).square().sum(), weights, create_graph=True)
     network.threads = 0
-    slopes = torch.autograd.grad(network.features(code).square().sum(), levels, create_graph=True)
-    assert torch.autograd.grad(sum(slope.square().sum() for slope in slopes), levels, allow_unused=True)[0] is not None
+    slopes = torch.autograd.grad(network.pixels(code).square().sum(), weights, create_graph=True)
+    assert torch.autograd.grad(sum(slope.square().sum() for slope in slopes), weights, allow_unused=True)[0] is not None
 
 
 def test_parameters_that_do_not_fit_are_refused() -> None:
     network = network_of(Hourglass(channels=(8, 8), code_channels=4).sized(12, 14))
     shape, own = network._shape, [getattr(module, name) for module, name in network._owners]
-    code = torch.randn(1, 4, 12, 14)
+    code = torch.randn(4, 12, 14)
 
     def never(code: Tensor) -> Tensor:
         raise AssertionError("torch was asked")
 
-    for wrong in (own[:-1], [*own, own[-1]], [own[0][:, :1].contiguous(), *own[1:]], [*own[:-1], torch.zeros(3)]):
+    for wrong in (own[:-1], [*own, own[-1]], [own[0][:, :1].contiguous(), *own[1:]], [*own[:-1], torch.zeros(2)]):
         with pytest.raises(ValueError, match="are not an hourglass of"):
-            hourglass.hourglass_maps(code, wrong, shape, never)
+            hourglass.hourglass_pixels(code, wrong, shape, never)
     with pytest.raises(ValueError, match="are not an hourglass of"):
-        hourglass.hourglass_maps(torch.randn(1, 5, 12, 14), own, shape, never)
+        hourglass.hourglass_pixels(torch.randn(5, 12, 14), own, shape, never)
     with pytest.raises(ValueError, match="cannot be on a code"):  # borders cannot be reflected in it
-        hourglass.hourglass_maps(torch.randn(1, 4, 1, 1), own, shape, never)
+        hourglass.hourglass_pixels(torch.randn(4, 1, 1), own, shape, never)

@@ -196,9 +196,10 @@ class _Loop:
         if spec.precision == "bfloat16-backward":
             rounded = model.plan(model.in_features, views[0].shape[0])
         threads = torch.get_num_threads()
+        compiled = spec.kernel == "auto" and spec.precision == "float32"
         self.stack = Stack(
-            model, views[0].shape[0], weights, masks, threads=0 if spec.kernel == "torch" else threads, rounded=rounded,
-            dtype=dtype, device=device,
+            model, views[0].shape[0], weights, masks, threads=threads if compiled else 0, rounded=rounded, dtype=dtype,
+            device=device,
         )  # fmt: skip
         pictures = spec.batches if isinstance(spec.batches, PictureBatches) else None
         augmented = spec.batches if isinstance(spec.batches, AugmentedBatches) else None
@@ -211,8 +212,8 @@ class _Loop:
         size = kernels.crew_size(self.samples.per_step, self.stack.widest) if alone else 0
         if device.type == "cpu" and isinstance(model, PicturePrior) and self.samples.count * self.stack.widest < _FEW:
             size = 1  # torch's threads would meet after each of many small operations
-        if device.type == "cpu" and self.stack.has_maps and spec.precision == "float32":
-            maps = kernels.maps_library() if spec.kernel == "auto" else None
+        if device.type == "cpu" and self.stack.has_maps and compiled:
+            maps = kernels.maps_library()
             if maps is not None:  # its threads are its own; torch's would spin beside them
                 self.kernel, size = f"maps-{maps.isa}", 1
         self.crew = kernels.Crew(size)

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.nn import Parameter
 
-from pixfit.kernels import Crew, Plan, twin
+from pixfit.kernels import Crew, Plan, maps_library, twin
 from pixfit.models import Model, PicturePrior
 from pixfit.models.conv_networks import HourglassNetwork
 from pixfit.optim import Entry
@@ -32,7 +33,7 @@ class Stack:
         channels: of the picture.
         weights: F mappings with every tensor of the network; they are copied.
         masks: F masks, or None where a fit has none.
-        threads: that compiled code may use for the maps of convolutional networks; 0 leaves them to torch.
+        threads: that compiled code may use for hourglasses; 0 leaves them to torch.
         rounded: the plan to run instead of the network, with bfloat16 operands in its backward products, or None.
         dtype, device: of all that is computed.
 
@@ -61,6 +62,10 @@ class Stack:
         for one in hourglasses:
             one.threads = threads
         self.has_maps = bool(hourglasses)
+        self._in_one_row = (
+            self.fits == 1 and type(self.network) is HourglassNetwork and not isinstance(self.network.code, Parameter)
+            and threads != 0 and device.type == "cpu" and dtype == torch.float32 and maps_library() is not None
+        )  # fmt: skip
         expected = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
         for named in weights:
             if {name: tuple(value.shape) for name, value in named.items()} != expected:
@@ -93,6 +98,9 @@ class Stack:
         for row, network in ((self.weights[0], self.network), (self._shown, self._still)):
             for entry, parameter in zip(self.layout, network.parameters(), strict=True):
                 parameter.data = row[entry.start : entry.stop].view(entry.shape)
+        if self._in_one_row:
+            own = self.weights[0].requires_grad_(True)
+            self.network.row, self._still.row, self._leaves = own, self._shown, [own]
 
     def _stacked(self, masks: Sequence[Weights | None]) -> Tensor:
         stacked = torch.ones_like(self.weights)
@@ -169,7 +177,7 @@ class Stack:
         """What the loss compares with the measurement, of what the pictures in training measure, (F, C', H', W')."""
         if self._prior is None:
             return measured
-        names, leaves = [entry.name for entry in self.layout], self._leaves
+        names, leaves = [entry.name for entry in self.layout], list[Tensor](self.network.parameters())
         if self.fits > 1:
             parts = zip(self.layout, self._cut(self.weights), strict=True)
             leaves = [part.reshape(-1, *entry.shape) for entry, part in parts]

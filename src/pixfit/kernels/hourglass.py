@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -54,22 +55,25 @@ def hourglass_pixels(
     them rounding errors. It has no second derivatives.
 
     Args:
-        parameters: of the levels and of the colours, in the order of the module.
+        parameters: of the levels and of the colours, in the order of the module. Or one row of them all, whose gradient
+            is then asked for: torch needs a millisecond for a hundred tensors.
         plain: the same in torch, with the same parameters.
         threads: at most; None: as many as torch has. Numbers do not depend on how many.
 
     Raises:
-        ValueError: parameters that are not those of the shape.
+        ValueError: parameters that are not those of the shape, or a row where compiled code does not serve.
     """
-    found = maps_library()
-    if (
-        found is None
-        or any(one.device.type != "cpu" or one.dtype != torch.float32 for one in (code, *parameters))
-        or any(type(one) not in (Tensor, torch.nn.Parameter) for one in (code, *parameters))  # such as one without data
-        or torch.is_autocast_enabled("cpu")
-    ):
+    found = maps_library() if all(map(_plain_float, (code, *parameters))) else None
+    if found is None or torch.is_autocast_enabled("cpu"):
+        if len(parameters) == 1:
+            raise ValueError("a row of all parameters is for compiled code in float32, which does not serve here")
         return plain(code)
     return cast(Tensor, _Pixels.apply(found, shape, threads or torch.get_num_threads(), code, *parameters))  # type: ignore[no-untyped-call]
+
+
+def _plain_float(tensor: Tensor) -> bool:
+    """Whether it has numbers that compiled code can read; a tensor that only tells what is done to it has none."""
+    return tensor.is_cpu and tensor.dtype == torch.float32 and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def maps_library() -> Library | None:
@@ -127,7 +131,7 @@ class _Pixels(torch.autograd.Function):
         net, floats = _net(found, shape, threads, code, own)
         loan = _Loan(floats)
         pixels = torch.empty(code.shape[0] * code.shape[1], shape.out_features)
-        _call(found, "pixfit_hourglass", net, code, _pointers(own), pixels, loan.memory)
+        _call(found, "pixfit_hourglass", net, code, _pointers(own, shape, code), pixels, loan.memory)
         ctx.save_for_backward(code, *own)
         ctx.found, ctx.shape, ctx.threads, ctx.loan = found, shape, threads, loan
         return pixels
@@ -135,18 +139,20 @@ class _Pixels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise NotImplementedError("compiled hourglasses have no second derivatives; torch has: set PIXFIT_KERNEL=torch")
+            raise NotImplementedError(
+                "compiled hourglasses have no second derivatives; torch has: set PIXFIT_KERNEL=torch"
+            )
         code, *parameters = ctx.saved_tensors
         dy = dy.contiguous()
         net, _ = _net(ctx.found, ctx.shape, ctx.threads, code, parameters)
         dcode = torch.empty_like(code) if ctx.needs_input_grad[3] else None
         row = torch.empty(sum(one.numel() for one in parameters))
+        _call(
+            ctx.found, "pixfit_hourglass_back", net, dy, _pointers(parameters, ctx.shape, code), dcode,
+            _pointers([row], ctx.shape, code), ctx.loan.memory,
+        )  # fmt: skip
         parts = torch.split(row, [one.numel() for one in parameters])
         gradients = [part.view(one.shape) for part, one in zip(parts, parameters, strict=True)]
-        _call(
-            ctx.found, "pixfit_hourglass_back", net, dy, code, _pointers(parameters), dcode, _pointers(gradients),
-            ctx.loan.memory,
-        )  # fmt: skip
         return None, None, None, None if dcode is None else dcode.permute(2, 0, 1), *gradients
 
 
@@ -155,8 +161,11 @@ def _net(
 ) -> tuple[_Hourglass, int]:
     """The hourglass as compiled code knows it, and the floats of memory that it needs."""
     height, width, inputs = code.shape
-    if [one.numel() for one in parameters] != _sizes(shape, inputs):
-        raise ValueError(f"{len(parameters)} parameters on a code {(inputs, height, width)} are not an hourglass of {shape}")
+    sizes = _sizes(shape, inputs)
+    if [one.numel() for one in parameters] not in (sizes, [sum(sizes)]):
+        raise ValueError(
+            f"{len(parameters)} parameters on a code {(inputs, height, width)} are not an hourglass of {shape}"
+        )
     levels = (_Level * len(shape.levels))(*(_Level(*level) for level in shape.levels))
     net = _Hourglass(
         height, width, inputs, shape.out_features, *shape.kernels, shape.mix, shape.nearest, shape.reflect,
@@ -165,7 +174,7 @@ def _net(
     )  # fmt: skip
     count = c_int64()
     floats = found.handle.pixfit_hourglass_memory(ctypes.byref(net), ctypes.byref(count))
-    if floats < 0 or count.value != len(parameters):
+    if floats < 0 or count.value != len(sizes):
         raise ValueError(f"{shape} cannot be on a code {(inputs, height, width)}")
     return net, floats
 
@@ -194,8 +203,15 @@ def _sizes(shape: HourglassShape, inputs: int) -> list[int]:
     return [*sizes, top * shape.out_features, shape.out_features]
 
 
-def _pointers(tensors: Sequence[Tensor]) -> Any:
-    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+def _pointers(tensors: Sequence[Tensor], shape: HourglassShape, code: Tensor) -> Any:
+    """To each parameter, of tensors of one each, or of one row of all."""
+    if len(tensors) == 1:
+        sizes = _sizes(shape, code.shape[2])
+        first, width = tensors[0].data_ptr(), tensors[0].element_size()
+        places = [first + width * start for start in itertools.accumulate(sizes[:-1], initial=0)]
+    else:
+        places = [tensor.data_ptr() for tensor in tensors]
+    return (c_void_p * len(places))(*places)
 
 
 def _call(found: Library, name: str, net: _Hourglass, *given: Any) -> None:

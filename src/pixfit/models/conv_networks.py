@@ -1,7 +1,7 @@
 """The networks of the convolutional image priors as plain modules. This file needs nothing but torch, the kernels
 and `networks`.
 
-Shapes: one picture of H x W pixels; maps inside are (1, features, rows, columns). Weights and maps are kept in
+Shapes: one picture of H x W pixels; maps inside are (1, features, rows, columns). Weights, maps and codes are kept in
 channels-last order in memory: on a CPU that is up to twice as fast in bfloat16.
 """
 
@@ -72,7 +72,8 @@ class PictureNetwork(Network):
     ) -> None:
         super().__init__()
         self.height, self.width, self.code_scale, self.output = height, width, code_scale, output
-        self.register_buffer("code", torch.empty(code_shape))
+        features, rows, columns = code_shape
+        self.register_buffer("code", torch.empty(rows, columns, features).permute(2, 0, 1))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Convolutions as by PyTorch's default, U(±1/sqrt(fan_in)), norms 1 and 0.
@@ -96,7 +97,8 @@ class PictureNetwork(Network):
                 self.code[0] = _ramp(columns)
                 self.code[1] = _ramp(rows)[:, None]
         else:
-            nn.init.uniform_(self.code, 0.0, self.code_scale, generator=torch.Generator("cpu").manual_seed(seed))
+            drawn = torch.empty(self.code.shape)  # in this order, whatever that in memory
+            self.code.data.copy_(drawn.uniform_(0.0, self.code_scale, generator=torch.Generator().manual_seed(seed)))
 
     def forward(self, noise: Tensor) -> Tensor:
         """The picture's pixels (H·W, C), row by row. The noise is added to the code and has its shape, or is one 0."""
@@ -187,7 +189,8 @@ class HourglassNetwork(PictureNetwork):
         out_features, output: as of `PictureNetwork`.
 
     ``threads``, a plain attribute, is how many compiled code may use, see `kernels.hourglass_pixels`; 0 leaves all to
-    torch, and None takes as many as torch has.
+    torch, and None takes as many as torch has. ``row``, another one, may be a row of all parameters that they are
+    windows on: compiled code then gives its gradient in place of theirs.
     """
 
     def __init__(
@@ -210,6 +213,7 @@ class HourglassNetwork(PictureNetwork):
         super().__init__(height, width, (code_channels, height, width), code_scale, output)
         self.upsampling = upsampling
         self.threads: int | None = None
+        self.row: Tensor | None = None
         inputs, below = (code_channels, *channels[:-1]), (*up_channels[1:], channels[-1])
         self.levels = nn.ModuleList(
             _Level(*sizes, kernels, mix, padding, slope)
@@ -226,8 +230,10 @@ class HourglassNetwork(PictureNetwork):
     def pixels(self, code: Tensor) -> Tensor:
         if self.threads == 0:
             return super().pixels(code)
-        # By name: a call may put other tensors in their places.
-        parameters = [getattr(module, name) for module, name in self._owners]
+        if self.row is not None:
+            parameters = [self.row]
+        else:  # by name: a call may put other tensors in their places
+            parameters = [getattr(module, name) for module, name in self._owners]
         return hourglass_pixels(code, parameters, self._shape, super().pixels, self.threads)
 
     def features(self, x: Tensor) -> Tensor:

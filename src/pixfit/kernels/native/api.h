@@ -147,9 +147,8 @@ int64_t pixfit_hourglass(const PixfitHourglass *net, const float *code, const fl
                          float *memory, int64_t floats);
 
 // From the gradient dy of y, and what the way forward left in memory, those of the code (or null) and the parameters.
-int64_t pixfit_hourglass_back(const PixfitHourglass *net, const float *dy, const float *code,
-                              const float *const *parameters, float *dcode, float *const *gradients, float *memory,
-                              int64_t floats);
+int64_t pixfit_hourglass_back(const PixfitHourglass *net, const float *dy, const float *const *parameters,
+                              float *dcode, float *const *gradients, float *memory, int64_t floats);
 
 // What the processor can do, for benchmarks: register-only fused multiply-adds (GFLOP/s) and sine with cosine
 // (ns an element, in cache), on the calling thread for about `seconds`.

@@ -160,38 +160,49 @@ struct Shapes {
     panels = (b.outputs + NR - 1) / NR, back_panels = (b.inputs + NR - 1) / NR;
     products = rows * columns * b.outputs * b.inputs * b.kernel * b.kernel;
   }
-  int64_t input() const { return high * wide * b.inputs; }
+  int64_t input() const { return border ? high * wide * b.inputs : 0; }
   int64_t map() const { return rows * columns * b.outputs; }
   int64_t slope() const { return slope_high * slope_wide * b.outputs + NR; }  // a vector at the end reaches further
   int64_t packed() const { return panels * b.kernel * b.kernel * b.inputs * NR; }
   int64_t packed_back() const { return b.kernel * b.kernel * b.outputs * NR; }
-  int64_t floats() const { return 2 * input() + map() + slope() + packed() + packed_back(); }
+  int64_t floats() const { return input() + slope() + packed() + packed_back(); }
 };
 
 inline int64_t mirrored(int64_t i, int64_t n) { return i < 0 ? -i : i >= n ? 2 * n - 2 - i : i; }
 
-// The input with its border: zeros, or reflected about the outermost pixels.
-inline void bordered(const Shapes &s, const float *x, float *out) {
-  const int64_t k = s.b.inputs, row = s.b.width * k;
-  for (int64_t y = 0; y < s.high; y++) {
-    float *to = out + y * s.wide * k;
-    const int64_t inner = y - s.border, from = s.b.reflect ? mirrored(inner, s.b.height) : inner;
-    if (from < 0 || from >= s.b.height) {
-      memset(to, 0, sizeof(float) * s.wide * k);
-      continue;
+// A map with room for a border around it, wide enough for every convolution that reads it.
+struct Field {
+  int64_t height = 0, width = 0, features = 0, edge = 0;
+  float *memory = nullptr;
+  int64_t row() const { return (width + 2 * edge) * features; }  // floats from one row to the next
+  int64_t floats() const { return (height + 2 * edge) * row(); }
+  float *at(int64_t y, int64_t x) const { return memory + (y + edge) * row() + (x + edge) * features; }
+};
+
+// Makes the border of what is inside: zeros, or reflected about the outermost pixels.
+inline void frame(const Field &f, bool reflect) {
+  const size_t pixel = sizeof(float) * f.features, row = sizeof(float) * f.row();
+  for (int64_t y = 0; f.edge && y < f.height; y++)
+    for (int64_t i = 1; i <= f.edge; i++) {
+      float *left = f.at(y, -i), *right = f.at(y, f.width - 1 + i);
+      if (reflect) memcpy(left, f.at(y, i), pixel), memcpy(right, f.at(y, f.width - 1 - i), pixel);
+      else memset(left, 0, pixel), memset(right, 0, pixel);
     }
-    const float *source = x + from * row;
-    memcpy(to + s.border * k, source, sizeof(float) * row);
-    for (int64_t i = 0; i < s.border; i++) {
-      float *left = to + i * k, *right = to + (s.border + s.b.width + i) * k;
-      if (s.b.reflect) {
-        memcpy(left, source + (s.border - i) * k, sizeof(float) * k);
-        memcpy(right, source + (s.b.width - 2 - i) * k, sizeof(float) * k);
-      } else {
-        memset(left, 0, sizeof(float) * k), memset(right, 0, sizeof(float) * k);
-      }
-    }
+  for (int64_t i = 1; i <= f.edge; i++) {
+    float *above = f.at(-i, -f.edge), *below = f.at(f.height - 1 + i, -f.edge);
+    if (reflect) memcpy(above, f.at(i, -f.edge), row), memcpy(below, f.at(f.height - 1 - i, -f.edge), row);
+    else memset(above, 0, row), memset(below, 0, row);
   }
+}
+
+// The zeros around the slope of the output.
+inline void emptied_around(const Shapes &s, float *slope) {
+  const int64_t o = s.b.outputs, row = s.slope_wide * o, left = s.before * o, right = left + s.columns * o;
+  const int64_t first = s.before * row, last = first + s.rows * row;
+  memset(slope, 0, sizeof(float) * first);
+  for (int64_t at = first; at < last; at += row)
+    memset(slope + at, 0, sizeof(float) * left), memset(slope + at + right, 0, sizeof(float) * (row - right));
+  memset(slope + last, 0, sizeof(float) * (s.slope() - last));
 }
 
 // What the border was made of gets its gradient.
@@ -232,8 +243,9 @@ inline void unpacked(const Shapes &s, const float *packed, float *weight) {
         weight[(o * k + i) * n + tap] = packed[((o / NR * n + tap) * k + i) * NR + o % NR];
 }
 
-inline void convolve(const Shapes &s, const float *input, const float *packed, float *out) {
-  const int64_t k = s.b.inputs, run = s.b.kernel * k, row = s.wide * k, pixel = s.b.stride * k;
+inline void convolve(const Shapes &s, const Field &x, const float *packed, float *out) {
+  const int64_t k = s.b.inputs, run = s.b.kernel * k, row = x.row(), pixel = s.b.stride * k;
+  const float *input = x.at(-s.border, -s.border);
   const int64_t panel = s.b.kernel * run * NR;
   shared(s.b.threads, s.products, s.rows, 1, [&](int64_t first, int64_t last) {
     for (int64_t p = 0; p < s.panels; p++) {
@@ -286,8 +298,9 @@ inline void convolve_back(const Shapes &s, const float *slope, const float *weig
 }
 
 // The gradient of the weights, as [panel][row][column][input][NR]: a row of pixels at a time, so that it stays near.
-inline void taps_back(const Shapes &s, const float *input, const float *slope, float *packed) {
-  const int64_t n = s.b.kernel, k = s.b.inputs, o = s.b.outputs;
+inline void taps_back(const Shapes &s, const Field &x, const float *slope, float *packed) {
+  const int64_t n = s.b.kernel, k = s.b.inputs, o = s.b.outputs, row = x.row();
+  const float *input = x.at(-s.border, -s.border);
   memset(packed, 0, sizeof(float) * s.packed());
   shared(s.b.threads, s.products, n * k, MR, [&](int64_t first, int64_t last) {
     for (int64_t y = 0; y < s.rows; y++)
@@ -295,7 +308,7 @@ inline void taps_back(const Shapes &s, const float *input, const float *slope, f
         const float *b = slope + ((s.before + y) * s.slope_wide + s.before) * o + p * NR;
         const bool two = o - p * NR > W;  // lanes beyond the outputs see the next pixel, and are left out at the end
         for (int64_t ty = 0; ty < n; ty++) {
-          const float *a = input + (y * s.b.stride + ty) * s.wide * k + first;
+          const float *a = input + (y * s.b.stride + ty) * row + first;
           float *out = packed + ((p * n + ty) * n * k + first) * NR;
           if (two) taps_rows<2>(last - first, a, s.b.stride * k, b, o, s.columns, out);
           else taps_rows<1>(last - first, a, s.b.stride * k, b, o, s.columns, out);

@@ -13,7 +13,8 @@ namespace {
 struct Part {
   PixfitBlock block{};
   int64_t weight = -1;  // number of its first parameter: weight, bias, gain, shift
-  float *map = nullptr, *out = nullptr, *mean = nullptr, *rate = nullptr;
+  float *map = nullptr, *mean = nullptr, *rate = nullptr;
+  Field out;
 };
 
 struct Stage {
@@ -22,13 +23,15 @@ struct Stage {
   bool has_skip = false, has_mix = false;
   Part across, halve, deepen, merge, mix;
   int64_t join = -1;  // number of the gain of the norm over what is put side by side
-  float *side = nullptr, *joined = nullptr, *mean = nullptr, *rate = nullptr, *across_slope = nullptr;
+  Field joined;
+  float *side = nullptr, *mean = nullptr, *rate = nullptr, *across_slope = nullptr;
 };
 
 // Where everything lies in one piece of memory that the caller keeps from the way forward to the way back.
 class Hourglass {
  public:
   std::vector<Stage> stages;
+  Field code;
   int64_t parameters = 0;
   PixfitBlock colours{};        // without a norm
   int64_t colours_weight = -1;  // number of its weight; its bias comes next
@@ -37,16 +40,22 @@ class Hourglass {
 
   Hourglass(const PixfitHourglass &net, float *memory) : memory_(memory) {
     int64_t height = net.height, width = net.width, features = net.inputs, work = 0, widest = 0;
-    auto part = [&](int64_t inputs, int64_t outputs, int64_t kernel, int64_t stride, int64_t h, int64_t w) {
+    for (const int64_t kernel : {net.down_kernel, net.up_kernel, net.skip_kernel})
+      if (kernel < 1 || kernel % 2 == 0) throw PIXFIT_BAD_ARGUMENT;
+    const int64_t down_edge = net.down_kernel / 2, in_edge = std::max(down_edge, net.skip_kernel / 2);
+    auto part = [&](int64_t inputs, int64_t outputs, int64_t kernel, int64_t stride, int64_t h, int64_t w,
+                    int64_t edge) {
       Part p;
       p.block = {h, w, inputs, outputs, kernel, stride, net.reflect, net.threads, net.eps, net.slope};
       if (!sound(&p.block)) throw PIXFIT_BAD_ARGUMENT;
       const Shapes s(p.block);
       work = std::max(work, s.floats()), widest = std::max({widest, s.map(), h * w * inputs});
       p.weight = parameters, parameters += 4;
-      p.map = take(s.map()), p.out = take(s.map()), p.mean = take(outputs), p.rate = take(outputs);
+      p.map = take(s.map()), p.out = field(s.rows, s.columns, outputs, edge);
+      p.mean = take(outputs), p.rate = take(outputs);
       return p;
     };
+    code = field(height, width, features, in_edge);
     for (int64_t i = 0; i < net.level_count; i++) {
       const PixfitLevelOfMaps &level = net.levels[i];
       if (level.down < 1 || level.up < 1 || level.skip < 0) throw PIXFIT_BAD_ARGUMENT;
@@ -56,15 +65,17 @@ class Hourglass {
       s.small_height = (height + 1) / 2, s.small_width = (width + 1) / 2;
       s.has_skip = level.skip > 0, s.has_mix = net.mix;
       const int64_t side = s.skip + s.below, pixels = height * width;
-      if (s.has_skip) s.across = part(features, s.skip, net.skip_kernel, 1, height, width);
-      s.halve = part(features, level.down, net.down_kernel, 2, height, width);
-      s.deepen = part(level.down, level.down, net.down_kernel, 1, s.small_height, s.small_width);
+      const bool last = i + 1 == net.level_count;
+      if (s.has_skip) s.across = part(features, s.skip, net.skip_kernel, 1, height, width, 0);
+      s.halve = part(features, level.down, net.down_kernel, 2, height, width, down_edge);
+      s.deepen = part(level.down, level.down, net.down_kernel, 1, s.small_height, s.small_width, last ? 0 : in_edge);
       s.join = parameters, parameters += 2;
-      s.side = take(pixels * side), s.joined = take(pixels * side), s.mean = take(side), s.rate = take(side);
+      s.side = take(pixels * side), s.joined = field(height, width, side, net.up_kernel / 2);
+      s.mean = take(side), s.rate = take(side);
       s.across_slope = take(pixels * s.skip);
       widest = std::max({widest, pixels * side, (s.small_height + 1) * s.small_width * s.below});
-      s.merge = part(side, level.up, net.up_kernel, 1, height, width);
-      if (s.has_mix) s.mix = part(level.up, level.up, 1, 1, height, width);
+      s.merge = part(side, level.up, net.up_kernel, 1, height, width, 0);
+      if (s.has_mix) s.mix = part(level.up, level.up, 1, 1, height, width, 0);
       stages.push_back(s);
       height = s.small_height, width = s.small_width, features = level.down;
     }
@@ -86,14 +97,19 @@ class Hourglass {
     at_ += round_up(n, 16);
     return found;
   }
+  Field field(int64_t height, int64_t width, int64_t features, int64_t edge) {
+    Field f{height, width, features, edge, nullptr};
+    f.memory = take(f.floats());
+    return f;
+  }
 };
 
-inline void part_forward(const Part &p, const float *x, const float *const *parameters, float *scratch) {
+inline void part_forward(const Part &p, const Field &x, const float *const *parameters, float *scratch) {
   const float *const *own = parameters + p.weight;
   block_forward(p.block, x, own[0], own[2], own[3], p.map, p.out, p.mean, p.rate, scratch);
 }
 
-inline void part_backward(const Part &p, const float *dy, const float *x, const float *const *parameters, float *dx,
+inline void part_backward(const Part &p, const float *dy, const Field &x, const float *const *parameters, float *dx,
                           float *const *gradients, float *scratch) {
   const float *const *own = parameters + p.weight;
   float *const *to = gradients + p.weight;
@@ -123,7 +139,7 @@ inline void doubled(const Stage &s, bool nearest, const float *small, float *row
       const Between h(x, s.small_width, nearest);
       const float *one = row + h.first * k, *other = row + h.second * k;
       float *to = s.side + (y * s.width + x) * side;
-      if (s.skip) memcpy(to, s.across.out + (y * s.width + x) * s.skip, sizeof(float) * s.skip);
+      if (s.skip) memcpy(to, s.across.out.at(y, x), sizeof(float) * s.skip);
       to += s.skip;
       for (int64_t i = 0; i < k; i++) to[i] = h.share * one[i] + h.rest * other[i];
     }
@@ -154,7 +170,7 @@ inline void doubled_back(const Stage &s, bool nearest, const float *slope, float
 }
 
 // pixels = bend(x weight + bias), where bend is a sigmoid or nothing.
-inline void colours_forward(const PixfitHourglass &net, const Hourglass &all, const float *x,
+inline void colours_forward(const PixfitHourglass &net, const Hourglass &all, const Field &x,
                             const float *const *parameters) {
   const Shapes s(all.colours);
   const float *bias = parameters[all.colours_weight + 1];
@@ -176,7 +192,7 @@ inline void colours_forward(const PixfitHourglass &net, const Hourglass &all, co
   }
 }
 
-inline void colours_backward(const PixfitHourglass &net, const Hourglass &all, const float *dy, const float *x,
+inline void colours_backward(const PixfitHourglass &net, const Hourglass &all, const float *dy, const Field &x,
                              const float *const *parameters, float *dx, float *const *gradients) {
   const Shapes s(all.colours);
   const int64_t floats = s.map();
@@ -199,26 +215,30 @@ inline void colours_backward(const PixfitHourglass &net, const Hourglass &all, c
 
 inline const float *hourglass_forward(const PixfitHourglass &net, const Hourglass &all, const float *code,
                                       const float *const *parameters) {
-  const float *x = code;
+  const int64_t run = net.width * net.inputs;
+  for (int64_t y = 0; y < net.height; y++) memcpy(all.code.at(y, 0), code + y * run, sizeof(float) * run);
+  frame(all.code, net.reflect);
+  const Field *x = &all.code;
   for (const Stage &s : all.stages) {
-    if (s.has_skip) part_forward(s.across, x, parameters, all.scratch);
-    part_forward(s.halve, x, parameters, all.scratch);
+    if (s.has_skip) part_forward(s.across, *x, parameters, all.scratch);
+    part_forward(s.halve, *x, parameters, all.scratch);
     part_forward(s.deepen, s.halve.out, parameters, all.scratch);
-    x = s.deepen.out;
+    x = &s.deepen.out;
   }
   for (auto s = all.stages.rbegin(); s != all.stages.rend(); ++s) {
-    doubled(*s, net.nearest, x, all.scratch);
+    doubled(*s, net.nearest, x->memory, all.scratch);
     norm_forward(s->side, s->height * s->width, s->skip + s->below, parameters[s->join], parameters[s->join + 1],
-                 net.eps, 1.0f, s->joined, s->mean, s->rate);
+                 net.eps, 1.0f, inside(s->joined), s->mean, s->rate);
+    frame(s->joined, net.reflect);
     part_forward(s->merge, s->joined, parameters, all.scratch);
-    x = s->merge.out;
-    if (s->has_mix) part_forward(s->mix, x, parameters, all.scratch), x = s->mix.out;
+    x = &s->merge.out;
+    if (s->has_mix) part_forward(s->mix, *x, parameters, all.scratch), x = &s->mix.out;
   }
-  colours_forward(net, all, x, parameters);
+  colours_forward(net, all, *x, parameters);
   return all.pixels;
 }
 
-inline void hourglass_backward(const PixfitHourglass &net, const Hourglass &all, const float *dy, const float *code,
+inline void hourglass_backward(const PixfitHourglass &net, const Hourglass &all, const float *dy,
                                const float *const *parameters, float *dcode, float *const *gradients) {
   float *d = all.left, *next = all.right;
   const Stage &top = all.stages.front();
@@ -229,15 +249,16 @@ inline void hourglass_backward(const PixfitHourglass &net, const Hourglass &all,
       part_backward(s.mix, slope, s.merge.out, parameters, next, gradients, all.scratch);
       slope = next, std::swap(d, next);
     }
+    const int64_t wide = s.height * s.width * (s.skip + s.below);
     part_backward(s.merge, slope, s.joined, parameters, next, gradients, all.scratch);
     norm_backward(next, s.side, s.height * s.width, s.skip + s.below, parameters[s.join], parameters[s.join + 1],
-                  s.mean, s.rate, 1.0f, d, gradients[s.join], gradients[s.join + 1]);
+                  s.mean, s.rate, 1.0f, {d, 1, wide, wide}, gradients[s.join], gradients[s.join + 1]);
     doubled_back(s, net.nearest, d, next, all.scratch);
     std::swap(d, next);
   }
   for (size_t i = all.stages.size(); i-- > 0;) {
     const Stage &s = all.stages[i];
-    const float *x = i ? all.stages[i - 1].deepen.out : code;
+    const Field &x = i ? all.stages[i - 1].deepen.out : all.code;
     part_backward(s.deepen, d, s.halve.out, parameters, next, gradients, all.scratch);
     std::swap(d, next);
     float *to = i ? next : dcode;

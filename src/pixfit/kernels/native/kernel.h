@@ -205,12 +205,12 @@ PIXFIT_PUBLIC int64_t pixfit_hourglass(const PixfitHourglass *net, const float *
   });
 }
 
-PIXFIT_PUBLIC int64_t pixfit_hourglass_back(const PixfitHourglass *net, const float *dy, const float *code,
+PIXFIT_PUBLIC int64_t pixfit_hourglass_back(const PixfitHourglass *net, const float *dy,
                                             const float *const *parameters, float *dcode, float *const *gradients,
                                             float *memory, int64_t floats) {
-  if (!dy || !code || !parameters || !gradients) return PIXFIT_BAD_ARGUMENT;
+  if (!dy || !parameters || !gradients) return PIXFIT_BAD_ARGUMENT;
   return with_hourglass(net, memory, floats, [&](const Hourglass &all) {
-    hourglass_backward(*net, all, dy, code, parameters, dcode, gradients);
+    hourglass_backward(*net, all, dy, parameters, dcode, gradients);
   });
 }
 

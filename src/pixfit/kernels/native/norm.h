@@ -69,11 +69,32 @@ inline void sums_by_feature(const Pattern &pattern, int64_t floats, Vectors vect
 
 PIXFIT_INLINE vf leaky(vf z, float slope) { return z > vf{} ? z : z * slope; }
 
+// Where the rows of a map go, of `run` floats each, `step` from one to the next.
+struct Rows {
+  float *first;
+  int64_t count, run, step;
+};
+
+// vectors(i, lane) to every place of the rows, where i counts floats and lane is the place in the period, which begins
+// with each row; single(i, lane) where a row's rest is less than a vector.
+template <typename Vectors, typename Single>
+inline void row_by_row(const Rows &rows, int64_t period, Vectors vectors, Single single) {
+  const int64_t whole = rows.run / W * W;
+  for (int64_t r = 0; r < rows.count; r++) {
+    float *to = rows.first + r * rows.step;
+    const int64_t start = r * rows.run;
+    for (int64_t from = 0; from < whole; from += period)
+      for (int64_t lane = 0, most = std::min(period, whole - from); lane < most; lane += W)
+        store(to + from + lane, vectors(start + from + lane, lane));
+    for (int64_t j = whole; j < rows.run; j++) to[j] = single(start + j, j % period);
+  }
+}
+
 // y = leaky(gain * (x - mean) * rate + shift), where rate is 1 / sqrt(variance + eps); x is (points, features).
 inline void norm_forward(const float *x, int64_t points, int64_t features, const float *gain, const float *shift,
-                         double eps, float slope, float *y, float *mean, float *rate) {
+                         double eps, float slope, const Rows &y, float *mean, float *rate) {
   const Pattern pattern(features);
-  const int64_t floats = points * features, period = pattern.period, whole = floats / period * period;
+  const int64_t floats = points * features, period = pattern.period;
   std::vector<float> table(2 * period);
   float *a = table.data(), *b = a + period, *first = a;
   pattern.spread(x, first);  // sums are taken about the first point, so that large means cost no digits
@@ -97,21 +118,20 @@ inline void norm_forward(const float *x, int64_t points, int64_t features, const
     factor[k] = gain[k] * r, offset[k] = shift[k] - m * factor[k];
   }
   pattern.spread(factor.data(), a), pattern.spread(offset.data(), b);
-  for (int64_t from = 0; from < whole; from += period)
-    for (int64_t lane = 0; lane < period; lane += W)
-      store(y + from + lane, leaky(load(x + from + lane) * load(a + lane) + load(b + lane), slope));
-  for (int64_t i = whole; i < floats; i++) {
-    const float z = x[i] * a[i - whole] + b[i - whole];
-    y[i] = z > 0.0f ? z : z * slope;
-  }
+  row_by_row(
+      y, period, [&](int64_t i, int64_t lane) { return leaky(load(x + i) * load(a + lane) + load(b + lane), slope); },
+      [&](int64_t i, int64_t lane) {
+        const float z = x[i] * a[lane] + b[lane];
+        return z > 0.0f ? z : z * slope;
+      });
 }
 
 // From the slope dy of the result those of x, gain and shift.
 inline void norm_backward(const float *dy, const float *x, int64_t points, int64_t features, const float *gain,
-                          const float *shift, const float *mean, const float *rate, float slope, float *dx,
+                          const float *shift, const float *mean, const float *rate, float slope, const Rows &dx,
                           float *dgain, float *dshift) {
   const Pattern pattern(features);
-  const int64_t floats = points * features, period = pattern.period, whole = floats / period * period;
+  const int64_t floats = points * features, period = pattern.period;
   std::vector<float> table(5 * period);
   float *a = table.data(), *b = a + period, *centre = b + period, *inner = centre + period, *outer = inner + period;
   std::vector<double> factor(features), offset(features);
@@ -143,16 +163,15 @@ inline void norm_backward(const float *dy, const float *x, int64_t points, int64
   pattern.spread(offset.data(), outer);
   for (int64_t k = 0; k < features; k++) offset[k] = factor[k] * rate[k] * rate[k] * totals[1][k] / points;
   pattern.spread(offset.data(), inner);
-  for (int64_t from = 0; from < whole; from += period)
-    for (int64_t lane = 0; lane < period; lane += W) {
-      const int64_t i = from + lane;
-      store(dx + i, load(a + lane) * bent(i, lane) - load(inner + lane) * (load(x + i) - load(centre + lane)) -
-                        load(outer + lane));
-    }
-  for (int64_t i = whole; i < floats; i++) {
-    const int64_t lane = i - whole;
-    dx[i] = a[lane] * bent_one(i, lane) - inner[lane] * (x[i] - centre[lane]) - outer[lane];
-  }
+  row_by_row(
+      dx, period,
+      [&](int64_t i, int64_t lane) {
+        return load(a + lane) * bent(i, lane) - load(inner + lane) * (load(x + i) - load(centre + lane)) -
+               load(outer + lane);
+      },
+      [&](int64_t i, int64_t lane) {
+        return a[lane] * bent_one(i, lane) - inner[lane] * (x[i] - centre[lane]) - outer[lane];
+      });
 }
 
 }  // namespace
