@@ -16,6 +16,7 @@
 
 namespace {
 
+constexpr int ROWS = W == 16 ? 12 : MR;  // of a register tile: more than in products, as more of them fit where W is 16
 constexpr int64_t WORTH = 1 << 25;  // multiply-adds that are worth a thread: some times what it takes to begin one
 
 // Runs work(first, last) on parts of [0, count) that are multiples of `grain`, on as many threads as the work is worth.
@@ -39,16 +40,19 @@ inline void pixels_tile(const float *a, ptrdiff_t pixel, ptrdiff_t row, int64_t 
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) c[r][v] = vf{};
   for (int64_t y = 0; y < rows; y++) {
-    // Two pointers and the distances 1, 2 and 3 reach eight pixels; eight of their own would not stay in registers.
-    const float *p = a + y * row, *q = p + 4 * pixel;
-    for (int64_t i = 0; i < run; i++, p++, q++, b += NR) {
+    // A pointer and the distances 1, 2 and 3 reach four pixels; a pointer for each would not stay in registers.
+    constexpr int FOURS = (R + 3) / 4;
+    const float *p[FOURS];
+    for (int f = 0; f < FOURS; f++) p[f] = a + y * row + 4 * f * pixel;
+    for (int64_t i = 0; i < run; i++, b += NR) {
       vf right[V];
       for (int v = 0; v < V; v++) right[v] = load(b + v * W);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
-        const vf x = splat(r < 4 ? p[r * pixel] : q[(r - 4) * pixel]);
+        const vf x = splat(p[r / 4][r % 4 * pixel]);
         for (int v = 0; v < V; v++) c[r][v] += x * right[v];
       }
+      for (int f = 0; f < FOURS; f++) p[f]++;
     }
   }
 #pragma GCC unroll 16
@@ -68,8 +72,10 @@ template <int V>
 inline void pixels_row(int64_t pixels, const float *a, ptrdiff_t pixel, ptrdiff_t row, int64_t rows, int64_t run,
                        const float *b, float *out, ptrdiff_t out_step, int64_t count) {
   int64_t x = 0;
-  for (; x + MR <= pixels; x += MR)
-    pixels_tile<MR, V>(a + x * pixel, pixel, row, rows, run, b, out + x * out_step, out_step, count);
+  for (; x + ROWS <= pixels; x += ROWS)
+    pixels_tile<ROWS, V>(a + x * pixel, pixel, row, rows, run, b, out + x * out_step, out_step, count);
+  for (; x + 4 <= pixels; x += 4)
+    pixels_tile<4, V>(a + x * pixel, pixel, row, rows, run, b, out + x * out_step, out_step, count);
   for (; x + 2 <= pixels; x += 2)
     pixels_tile<2, V>(a + x * pixel, pixel, row, rows, run, b, out + x * out_step, out_step, count);
   if (x < pixels) pixels_tile<1, V>(a + x * pixel, pixel, row, rows, run, b, out + x * out_step, out_step, count);
@@ -130,7 +136,8 @@ template <int V>
 inline void taps_rows(int64_t inputs, const float *a, ptrdiff_t a_step, const float *b, ptrdiff_t b_step,
                       int64_t pixels, float *out) {
   int64_t i = 0;
-  for (; i + MR <= inputs; i += MR) taps_tile<MR, V>(a + i, a_step, b, b_step, pixels, out + i * NR);
+  for (; i + ROWS <= inputs; i += ROWS) taps_tile<ROWS, V>(a + i, a_step, b, b_step, pixels, out + i * NR);
+  for (; i + 4 <= inputs; i += 4) taps_tile<4, V>(a + i, a_step, b, b_step, pixels, out + i * NR);
   for (; i + 2 <= inputs; i += 2) taps_tile<2, V>(a + i, a_step, b, b_step, pixels, out + i * NR);
   if (i < inputs) taps_tile<1, V>(a + i, a_step, b, b_step, pixels, out + i * NR);
 }
@@ -302,7 +309,7 @@ inline void taps_back(const Shapes &s, const Field &x, const float *slope, float
   const int64_t n = s.b.kernel, k = s.b.inputs, o = s.b.outputs, row = x.row();
   const float *input = x.at(-s.border, -s.border);
   memset(packed, 0, sizeof(float) * s.packed());
-  shared(s.b.threads, s.products, n * k, MR, [&](int64_t first, int64_t last) {
+  shared(s.b.threads, s.products, n * k, ROWS, [&](int64_t first, int64_t last) {
     for (int64_t y = 0; y < s.rows; y++)
       for (int64_t p = 0; p < s.panels; p++) {
         const float *b = slope + ((s.before + y) * s.slope_wide + s.before) * o + p * NR;
