@@ -16,7 +16,7 @@ from torch import Tensor
 import pixfit as pf
 from pixfit import run
 from pixfit.kernels import hourglass, library
-from pixfit.models import DeepDecoder, DoublyOverparameterised, Hourglass
+from pixfit.models import DeepDecoder, DoublyOverparameterised, Hourglass, SelfGuided
 from pixfit.models.conv_networks import HourglassNetwork
 from pixfit.noise import GaussianNoise
 from pixfit.optim import Adam
@@ -227,6 +227,58 @@ def test_second_derivatives_are_torchs() -> None:
     network.threads = 0
     slopes = torch.autograd.grad(network.pixels(code).square().sum(), weights, create_graph=True)
     assert torch.autograd.grad(sum(slope.square().sum() for slope in slopes), weights, allow_unused=True)[0] is not None
+
+
+@each_isa
+@settings(max_examples=10, deadline=None)
+@given(model=hourglasses(), seed=st.integers(0, 99))
+def test_one_row_of_all_parameters_has_their_gradients(isa: str, model: Hourglass, seed: int) -> None:
+    assert model.size is not None
+    network = network_of(model, seed)
+    code = torch.randn(model.code_channels, *model.size, generator=torch.Generator().manual_seed(seed))
+    slope = torch.randn(model.size[0] * model.size[1], 3, generator=torch.Generator().manual_seed(seed + 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXFIT_KERNEL", isa)
+        shown, (wanted, *each) = gradients(network, code.requires_grad_(), slope, plain=False)
+        network.row = torch.cat([parameter.detach().flatten() for parameter in network.parameters()]).requires_grad_()
+        pixels = network.pixels(code)
+        dcode, drow = torch.autograd.grad(pixels, [code, network.row], slope)
+        assert torch.equal(pixels, shown)
+        assert torch.equal(dcode, wanted)
+        assert torch.equal(drow, torch.cat([one.flatten() for one in each]))
+        patch.setenv("PIXFIT_KERNEL", "torch")
+        with pytest.raises(ValueError, match="does not serve here"):
+            network.pixels(code)
+
+
+def test_a_fit_asks_for_the_gradient_of_one_row_where_compiled_code_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And else for that of each parameter; a row left where torch computes would get no gradient."""
+    problem, small = pf.Problem(picture(3, 17, 17)), Hourglass(channels=(8, 8))
+
+    def rows(**settings: Any) -> list[bool]:
+        seen: list[bool] = []
+        whole = HourglassNetwork.pixels
+
+        def pixels(network: HourglassNetwork, code: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                seen.append(network.row is not None)
+            return whole(network, code)
+
+        model = settings.pop("model", small)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(HourglassNetwork, "pixels", pixels)
+            losses = run.fit(pf.Spec(problem, model, budget=pf.Steps(3), **settings)).curves["loss"]
+        assert losses[-1] < losses[0]
+        return seen
+
+    assert all(rows())
+    assert not any(rows(kernel="torch"))
+    assert not any(rows(precision="float64"))
+    assert not any(rows(precision="bfloat16"))
+    assert not any(rows(model=SelfGuided(small)))
+    assert not any(rows(model=DoublyOverparameterised(small)))
+    monkeypatch.setenv("PIXFIT_KERNEL", "torch")
+    assert not any(rows())
 
 
 def test_parameters_that_do_not_fit_are_refused() -> None:
