@@ -55,6 +55,21 @@ def make(study: ClimbStudy, store: Store) -> None:
         pf.fit(specs, store, device="cpu", record=record)
 
 
+def test_the_published_pictures_are_found_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the names and in the folder that the project's own test pictures have."""
+    monkeypatch.setenv("PIXFIT_DATA", str(tmp_path))
+    with pytest.raises(StudyError, match="PIXFIT_DATA to the folder that has hires768"):
+        ClimbStudy.of("published").specs(Store(tmp_path / "runs"))
+    (tmp_path / "hires768").mkdir()
+    for number, name in enumerate(("wiki_008", "wiki_015", "wiki_021", "wiki_027", "wiki_047", "retina")):
+        PillowImage.new("RGB", (24, 24), (number, 0, 0)).save(tmp_path / "hires768" / f"{name}_768.png")
+    for settings in ({}, {"table": "five"}, {"tasks": "upscale"}):
+        study = ClimbStudy.of("published", settings)
+        assert {spec.problem.image.name for spec in study.specs(Store(tmp_path / "runs"))} == {
+            "wiki_008", "wiki_015", "wiki_021", "wiki_027", "wiki_047"
+        }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClimbStudy, Store]:
     """Some sweeps of the smoke profile on one picture, finished."""

@@ -377,6 +377,7 @@ def estimate(
     device: str | None = None,
     seconds: float = 5.0,
     record: Callable[[Spec], Record] = lambda spec: Record(),
+    progress: Callable[[float], None] = lambda fraction: None,
 ) -> float:
     """About how many seconds one process needs for all the specs, from short runs of some kinds of them.
 
@@ -385,8 +386,9 @@ def estimate(
     budget in seconds count as these.
 
     Args:
-        seconds: that the runs take about.
+        seconds: that the runs take about; each makes a step at least, and shows its picture, which can take longer.
         record: as of `Pool`.
+        progress: is told how much of this is done, in [0, 1].
     """
     kinds: dict[bool, dict[tuple[str, int], list[Spec]]] = {}
     total = 0.0
@@ -396,14 +398,18 @@ def estimate(
         elif isinstance(spec.problem, Problem):
             alike = kinds.setdefault(spec.model.plan(spec.model.in_features, spec.problem.shape[0]) is not None, {})
             alike.setdefault((canonical.text(spec.model), _samples(spec)), []).append(spec)
-    for alike in kinds.values():
+    for number, alike in enumerate(kinds.values()):
         work = {key: math.log(group[0].model.parameters_count(out_features=3) * key[1]) for key, group in alike.items()}
         ordered = sorted(alike, key=lambda key: work[key])
         count = min(_SIZES, len(ordered))
         chosen = list(dict.fromkeys(ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)))
         # The first run finds everything cold, and is made twice.
         share = seconds / len(kinds) / (len(chosen) + 1)
-        _, *pace = [_pace(alike[key][0], device, share) for key in (chosen[0], *chosen)]
+        pace = []
+        for at, key in enumerate((chosen[0], *chosen)):
+            progress((number + at / (len(chosen) + 1)) / len(kinds))
+            pace.append(_pace(alike[key][0], device, share))
+        del pace[0]
         extra = sum(extra for _, extra in pace) / len(pace)
         for key, group in alike.items():
             step = math.exp(np.interp(work[key], [work[one] for one in chosen], [math.log(step) for step, _ in pace]))

@@ -65,7 +65,7 @@ def study(
     extra: dict[str, Any] = {}
     files: list[Path] = []
     if verb == "plan":
-        extra = _plan(chosen, kept, workers, device, show=not as_json)
+        extra = _plan(chosen, kept, workers, device, quiet=quiet, show=not as_json)
     elif verb == "run":
         _run(chosen, kept, workers, device, quiet)
     if verb == "report" or (verb == "run" and searching):
@@ -97,7 +97,7 @@ def study(
         raise typer.Exit(1)
 
 
-def _plan(study: Study, store: Store, workers: int | None, device: str, *, show: bool) -> dict[str, Any]:
+def _plan(study: Study, store: Store, workers: int | None, device: str, *, quiet: bool, show: bool) -> dict[str, Any]:
     """Prints how many fits are wanted, and what they take in time and on disk."""
     from pixfit import run
     from pixfit import workers as working
@@ -106,7 +106,11 @@ def _plan(study: Study, store: Store, workers: int | None, device: str, *, show:
     chosen = run.choose_device(device)
     count = workers or _processes(str(chosen))
     wanted, counts = study.specs(store), study.counts(store)
-    seconds = working.estimate(wanted, device=str(chosen), record=study.record) / count if wanted else 0.0
+    with bar(quiet, "timing") as tell:
+        whole = working.estimate(
+            wanted, device=str(chosen), record=study.record, progress=lambda fraction: tell(fraction, "")
+        )
+    seconds = whole / count
     parents = {spec.start.weights.id for spec in wanted if hasattr(spec.start.weights, "id")}
     numbers = sum(spec.budget.steps or 0 for spec in wanted)
     for spec in wanted:
@@ -120,8 +124,8 @@ def _plan(study: Study, store: Store, workers: int | None, device: str, *, show:
         print(f"{'time':<11} about {_duration(seconds)} with {count} processes on {chosen}")
         print(f"{'disk':<11} about {disk / 1e6:.0f} MB in {store.folder}")
         if isinstance(study, ClimbStudy) and study.searching is not None:
-            fits, whole = study.searching.size
-            print(f"{'search':<11} these come first; in all about {fits} fits, as long as {whole:.0f} whole budgets")
+            fits, budgets = study.searching.size
+            print(f"{'search':<11} these come first; in all about {fits} fits, as long as {budgets:.0f} whole budgets")
     return {"wanted": len(wanted), "estimated_seconds": seconds, "estimated_bytes": disk, "workers": count}
 
 

@@ -35,8 +35,8 @@ class ClimbStudy(Study):
     """The settings of the climb. Sizes, rates and scales of its grids are the published ones, changed as said here.
 
     Args:
-        images: a folder of pictures; ``climb``: the folder of this name in the data folder (``PIXFIT_DATA``), where you
-            put the five that the settings name, or others; ``bundled``: pictures that come with the program.
+        images: a folder of pictures; ``hires768``: the folder of this name in the data folder (``PIXFIT_DATA``), where
+            you put the five that the settings name, or others; ``bundled``: pictures that come with the program.
         pictures: which of them, by file name without suffix, or the part of it before an underscore; ``all``.
         side: of the square that is cut from the middle of each; None: pictures as they are.
         sweeps: which, see `pixfit.studies.climb_steps.NAMES`.
@@ -60,7 +60,7 @@ class ClimbStudy(Study):
             `pixfit.studies.climb_search.Search`.
     """
 
-    images: str = "climb"
+    images: str = "hires768"
     pictures: tuple[str, ...] = _PICTURES
     side: int | None = None
     sweeps: tuple[str, ...] = NAMES

@@ -17,7 +17,7 @@ def load(source: str, names: Sequence[str], side: int | None) -> dict[str, Image
     """The pictures by name, in the order that was asked for.
 
     Args:
-        source: ``bundled``, ``climb`` (the folder of this name in the data folder), or a folder.
+        source: ``bundled``, ``hires768`` (the folder of this name in the data folder), or a folder.
         names: see `pixfit.studies.ClimbStudy`; ``("all",)`` for all there are.
         side: of the square that is cut from the middle; None: whole.
 
@@ -33,11 +33,12 @@ def load(source: str, names: Sequence[str], side: int | None) -> dict[str, Image
 
 
 def _folder(source: str) -> Path:
-    folder = images.data_folder() / "climb" if source == "climb" else Path(source).expanduser()
+    folder = images.data_folder() / "hires768" if source == "hires768" else Path(source).expanduser()
     if not folder.is_dir():
         raise StudyError(
-            f"the pictures of the climb are not part of pixfit, and there is no folder {folder}; name the folder "
-            "that has them with -s images=FOLDER, or take -s images=bundled -s pictures=astronaut,chelsea,coffee"
+            f"the pictures of the climb are not part of pixfit, and there is no folder {folder}; set PIXFIT_DATA to "
+            "the folder that has hires768, name another one with -s images=FOLDER, or take -s images=bundled "
+            "-s pictures=astronaut,chelsea,coffee"
         )
     return folder
 

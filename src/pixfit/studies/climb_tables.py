@@ -28,7 +28,7 @@ _HELD = ("parameters", "seconds", "steps")
 _NUMBERS = ("parameters",)
 _SHORT = ("parameters", "seconds")  # steps are equal where parameters are
 _FIVE = {
-    "images": "climb", "pictures": ("wiki_008", "wiki_015", "wiki_021", "wiki_027", "wiki_047"), "crop": (),
+    "images": "hires768", "pictures": ("wiki_008", "wiki_015", "wiki_021", "wiki_027", "wiki_047"), "crop": (),
     "steps": 10_000, "seconds": 180.0, "seeds": 3, "batches": "own",
 }  # fmt: skip
 _THREE = {
@@ -81,7 +81,7 @@ class ClimbTables(Study):
     Args:
         table: ``tiger``: one picture of 256×317, full batches; ``kodak``: the mean over a set; ``five``: the climb's
             own pictures; ``compact``: few numbers, counted as they are stored.
-        images: a folder of pictures; ``bundled``; ``climb`` or ``kodak``: the folder of this name in the data folder.
+        images: a folder of pictures; ``bundled``; ``hires768`` or ``kodak``: the one of this name in the data folder.
             The published Tiger is not at hand; any picture may be put in its place.
         pictures: which of them, by file name without suffix; ``all``.
         crop: width and height of what is cut from the middle of each; one number: a square; empty: nothing is cut.

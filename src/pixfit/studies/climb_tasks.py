@@ -74,7 +74,7 @@ class ClimbTasks(Study):
 
     tasks: tuple[str, ...] = _KINDS
     recipes: tuple[str, ...] = _RECIPES
-    images: str = "climb"
+    images: str = "hires768"
     pictures: tuple[str, ...] = ("wiki_008", "wiki_015", "wiki_021", "wiki_027", "wiki_047")
     crop: tuple[int, ...] = ()
     factors: tuple[int, ...] = (2, 4)
