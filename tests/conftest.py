@@ -12,6 +12,7 @@ import pixfit as pf
 from pixfit import images
 from pixfit.images import Image
 from pixfit.problem import stream
+from pixfit.restore import pictures
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -74,3 +75,11 @@ def noisy(image: Image, sigma: float = 25 / 255) -> Image:
 def counts(clean: Image, at_white: float) -> Image:
     """With Poisson noise."""
     return Image(pf.PoissonNoise(at_white)(clean.data, stream(0, "counts")).clamp(0, 1), clean.name)
+
+
+@pytest.fixture
+def four_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small test picture is large enough to be cut."""
+    monkeypatch.setattr(pictures, "_WHOLE", 20)
+    monkeypatch.setattr(pictures, "_PIECE", 18)
+    monkeypatch.setattr(pictures, "_OVERLAP", 6)

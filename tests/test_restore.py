@@ -580,14 +580,6 @@ def test_large_pictures_are_restored_in_pieces_without_seams() -> None:
     assert large.image.data.shape == (3, 24, 28)
 
 
-@pytest.fixture
-def four_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small test picture is large enough to be cut."""
-    monkeypatch.setattr(pictures, "_WHOLE", 20)
-    monkeypatch.setattr(pictures, "_PIECE", 18)
-    monkeypatch.setattr(pictures, "_OVERLAP", 6)
-
-
 @pytest.mark.usefixtures("four_pieces")
 def test_what_a_large_picture_takes_is_told_before_it_begins() -> None:
     seen: list[restore.Progress] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -72,17 +73,20 @@ class Canvas:
 
     def __init__(self, shape: Sequence[int], overlap: int) -> None:
         self._sums, self._weights, self._overlap = torch.zeros(*shape), torch.zeros(1, *shape[1:]), overlap
+        self._lock = threading.Lock()  # a preview may be asked for by another thread
 
     def add(self, piece: Piece, picture: Tensor) -> None:
         rows, columns = (self._ramp(side) for side in picture.shape[1:])
         weight = rows[:, None] * columns
-        self._sums[:, piece.rows, piece.columns] += weight * picture
-        self._weights[:, piece.rows, piece.columns] += weight
+        with self._lock:
+            self._sums[:, piece.rows, piece.columns] += weight * picture
+            self._weights[:, piece.rows, piece.columns] += weight
 
     def picture(self, base: Tensor | None = None) -> Tensor:
         """(C, H, W); where no piece is yet, the base, by default black."""
-        made = self._sums / self._weights.clamp(min=1e-12)
-        return made if base is None else torch.where(self._weights > 0, made, base)
+        with self._lock:
+            made = self._sums / self._weights.clamp(min=1e-12)
+            return made if base is None else torch.where(self._weights > 0, made, base)
 
     def _ramp(self, side: int) -> Tensor:
         places = torch.arange(1, side + 1, dtype=torch.float32)

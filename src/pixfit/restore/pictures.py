@@ -1,16 +1,24 @@
-"""A whole picture restored: cut into pieces, each fitted and estimated, put together, and blended."""
+"""A whole picture restored: cut into pieces, each fitted and estimated, put together, and blended.
+
+A fit hardly gains from a second thread. So where there are several, on a CPU, they run side by side, a thread each,
+which gives the numbers that one after another has.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from pixfit import classical, held_out, metrics, run
+from pixfit import classical, held_out, kernels, metrics, run
 from pixfit.canonical import is_whole
 from pixfit.images import Image
 from pixfit.pieces import Canvas, Piece, cut
@@ -21,6 +29,8 @@ from pixfit.store import Store
 from pixfit.tasks import CONTROL_PROBE, Task, blended
 
 __all__ = ["restored"]
+
+_R = TypeVar("_R")
 
 _FEWEST = 25  # measured pixels in a piece, below which a fit tells nothing
 _SMALLEST = 16  # pixels a side, below which there is too little to fit
@@ -72,28 +82,39 @@ def restored(
     names += [] if probe is None else ["fitted probed", "control probed"]
     canvases = {name: Canvas(shape, overlap) for name in names}
     limits = {piece: task.steps(*piece.shape[1:]) if steps is None else steps for piece in pieces}
+    orders = [(piece, repeat) for piece in pieces if piece in worth for repeat in range(runs)]
+    lanes = min(len(orders), torch.get_num_threads()) if chosen.type == "cpu" else 1
     report = None
     if on_progress is not None:
-        report = _Report(on_progress, began, len(worth) * runs, canvases["fitted"], degraded)
+        steps_of = [limits[piece] for piece, _ in orders]
+        report = _Report(on_progress, began, lanes, steps_of, canvases["fitted"], degraded)
         if len(worth) > 1:
-            first = next(piece for piece in pieces if piece in worth)
-            report.before(pace(task, first, chosen), limits[first])
+            with kernels.Crew(1 if lanes > 1 else 0):
+                report.before(pace(task, orders[0][0], chosen))
     fits: list[Fit] = []
-    with run.interruptible() as interrupted:
+    with run.interruptible() as interrupted, _side_by_side(lanes) as (begin, failed):
+
+        def made(number: int) -> Fit | None:
+            """The fit of that number; None where it comes too late to begin."""
+            if interrupted() or failed():
+                return None
+            piece, repeat = orders[number]
+            true = None if clean is None else clean[:, piece.rows, piece.columns]
+            watch = Watch(piece, limits[piece], task.sigma, true)
+            if report is not None:
+                watch.tell = partial(report.look, number)
+            done = fit(
+                task, piece, watch, seed=seed + repeat, device=chosen, interrupted=lambda: interrupted() or failed(),
+                store=store, name=f"piece {1 + pieces.index(piece)} of {len(pieces)}",
+            )  # fmt: skip
+            if report is not None:
+                report.finish(number)
+            return done
+
+        coming = {order: begin(partial(made, number)) for number, order in enumerate(orders)}
         for piece in pieces:
-            own: list[Fit] = []
-            for repeat in range(runs if piece in worth else 0):
-                if interrupted():
-                    break
-                true = None if clean is None else clean[:, piece.rows, piece.columns]
-                watch = Watch(piece, limits[piece], task.sigma, true)
-                if report is not None:
-                    watch.tell = report.begin(len(fits) + len(own))
-                made = fit(
-                    task, piece, watch, seed=seed + repeat, device=chosen, interrupted=interrupted, store=store,
-                    name=f"piece {1 + pieces.index(piece)} of {len(pieces)}",
-                )  # fmt: skip
-                own.append(made)
+            answers = [coming[piece, repeat]() for repeat in range(runs if piece in worth else 0)]
+            own = [one for one in answers if one is not None]
             fits += own
             pictures = {"control": task.estimate(piece, None)}
             for name in ("fitted", "last", "oracle"):
@@ -164,56 +185,88 @@ def _enough(piece: Piece) -> bool:
     return min(piece.shape[1:]) >= _SMALLEST and seen >= _FEWEST and held
 
 
+@contextlib.contextmanager
+def _side_by_side(lanes: int) -> Iterator[tuple[Callable[[Callable[[], _R]], Callable[[], _R]], Callable[[], bool]]]:
+    """A way to begin work that gives a way to its result, and whether what was begun is no longer wanted.
+
+    One lane is the thread that asks for the result, with all of torch's own; of several each keeps to one. An error
+    ends the others as soon as they look.
+    """
+    if lanes <= 1:
+        yield lambda work: work, lambda: False
+        return
+    over = threading.Event()
+    with ThreadPoolExecutor(lanes, "pixfit", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield lambda work: pool.submit(work).result, over.is_set
+        except BaseException:
+            over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 @dataclass(eq=False)
 class _Report:
-    """Turns what the watches see into `Progress`, fit after fit."""
+    """Turns what the watches see into `Progress`, one call at a time.
+
+    Args:
+        lanes: fits that run side by side.
+        limits: steps at most, of each fit.
+    """
 
     on_progress: Callable[[Progress], None]
     began: float
-    fits: int
+    lanes: int
+    limits: Sequence[int]
     canvas: Canvas
     degraded: Tensor
-    done: int = 0
     pace: float | None = None  # seconds of a step
-    first: tuple[float, int] | None = None  # when the fit's first sign of life came, and at which step
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    made: dict[int, int] = field(default_factory=dict)  # steps of fits that have begun; a finished one has its limit
+    first: dict[int, tuple[float, int]] = field(default_factory=dict)  # when a sign of life came, and at which step
+    running: dict[int, Watch] = field(default_factory=dict)
 
-    def before(self, pace: float, limit: int) -> None:
+    def before(self, pace: float) -> None:
         """What is known before the first fit begins."""
         self.pace = pace
-        self._tell(0, limit, None, None, lambda: self.degraded)
+        self._tell(0, 0, None, None, lambda: self.degraded)
 
-    def begin(self, done: int) -> Callable[[Watch, int], None]:
-        """For the watch of the next fit, after so many."""
-        self.done, self.first = done, None
-        return self.look
+    def finish(self, number: int) -> None:
+        """That fit is over, whether or not it made all of its steps."""
+        with self.lock:
+            self.made[number] = self.limits[number]
 
-    def look(self, watch: Watch, step: int) -> None:
-        now = time.monotonic()
-        since, at = self.first = self.first or (now, step)
-        if step - at >= _PACED:
-            self.pace = (now - since) / (step - at)
-        errors = [error for error in watch.errors if error > 0]  # neither unknown, nor a risk estimated below 0
-        score = metrics.psnr_of_mse(errors[-1]) if errors else None
-        best = metrics.psnr_of_mse(min(errors)) if errors else None
-        self._tell(step, watch.limit, score, best, partial(self._picture, watch))
+    def look(self, number: int, watch: Watch, step: int) -> None:
+        """For the watch of that fit."""
+        with self.lock:
+            now = time.monotonic()
+            since, at = self.first.setdefault(number, (now, step))
+            if step - at >= _PACED:
+                self.pace = (now - since) / (step - at)
+            self.made[number], self.running[number] = step, watch
+            errors = [error for error in watch.errors if error > 0]  # neither unknown, nor a risk estimated below 0
+            score = metrics.psnr_of_mse(errors[-1]) if errors else None
+            best = metrics.psnr_of_mse(min(errors)) if errors else None
+            latest = [(one.piece, one.latest) for one in self.running.values() if one.latest is not None]
+            self._tell(number, step, score, best, partial(self._picture, latest))
 
     def _tell(
-        self, step: int, limit: int, score: float | None, best: float | None, picture: Callable[[], Tensor]
+        self, number: int, step: int, score: float | None, best: float | None, picture: Callable[[], Tensor]
     ) -> None:
-        ahead = None if self.pace is None else self.pace * ((self.fits - self.done) * limit - step)
+        done = [self.made.get(one, 0) / limit for one, limit in enumerate(self.limits)]
+        left = sum(limit - self.made.get(one, 0) for one, limit in enumerate(self.limits))
         self.on_progress(
             Progress(
-                fraction=(self.done + step / limit) / self.fits, fit=self.done + 1, fits=self.fits, step=step,
-                steps=limit, score=score, best=best, seconds=time.monotonic() - self.began, ahead=ahead,
-                picture=picture,
+                fraction=sum(done) / len(done), fit=number + 1, fits=len(done), step=step, steps=self.limits[number],
+                score=score, best=best, seconds=time.monotonic() - self.began,
+                ahead=None if self.pace is None else self.pace * left / self.lanes, picture=picture,
             )
         )  # fmt: skip
 
-    def _picture(self, watch: Watch) -> Tensor:
-        base = self.degraded
-        if watch.latest is not None:
-            base = base.clone()
-            base[:, watch.piece.rows, watch.piece.columns] = watch.latest
+    def _picture(self, latest: Sequence[tuple[Piece, Tensor]]) -> Tensor:
+        base = self.degraded.clone()
+        for piece, picture in latest:  # those that are on the canvas are hidden by it
+            base[:, piece.rows, piece.columns] = picture
         return self.canvas.picture(base)
 
 

@@ -26,14 +26,15 @@ class Progress:
     """How far a restoration is: what ``on_progress`` gets, about ten times a second.
 
     Args:
-        fraction: of the steps that it may take at most, in [0, 1]; a stopping rule may end it sooner.
-        fit, fits: the number of this fit, from 1, and how many there are (pieces times runs).
+        fraction: of the steps that all fits may take at most, in [0, 1]; a stopping rule may end one sooner.
+        fit, fits: the number of the fit that tells, from 1, and how many there are (pieces times runs). On a CPU they
+            run side by side, so that several tell by turns; calls do not overlap, but come from the fits' threads.
         step, steps: updates of this fit, made and at most.
         score: PSNR in dB of the averaged picture at the held-out pixels of this fit, or that of the whole picture which
             SURE estimates; None where none is known.
         best: the highest score so far; the answer is of a step near it.
         seconds: since the start.
-        ahead: seconds that the fits will still take at most, by the pace of some steps; None before that is known. Of a
+        ahead: seconds that all fits will still take at most, by the pace of some steps; None before that is known. Of a
             large picture it is known before the first fit begins.
         picture: gives the picture (C, H, W) as it would be now, without the blend.
     """
