@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pixfit as pf
-from pixfit import run
+from pixfit import engine, run
+from pixfit.job import Job
 from pixfit.kernels import hourglass, library
 from pixfit.models import DeepDecoder, DoublyOverparameterised, Hourglass, SelfGuided
 from pixfit.models.conv_networks import HourglassNetwork
@@ -279,6 +281,51 @@ def test_a_fit_asks_for_the_gradient_of_one_row_where_compiled_code_serves(monke
     assert not any(rows(model=DoublyOverparameterised(small)))
     monkeypatch.setenv("PIXFIT_KERNEL", "torch")
     assert not any(rows())
+
+
+def test_a_model_that_explains_with_its_weights_gets_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a compiled fit asks for that of one row."""
+
+    @dataclass(frozen=True)
+    class Shifted(Hourglass):
+        def explained(self, measured: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+            return 0 * measured + weights["colours.bias"][:, None, None]
+
+    problem = pf.Problem(picture(3, 17, 17))
+    spec = pf.Spec(problem, Shifted(channels=(8, 8)), optimiser=Adam(lr=1e-2), budget=pf.Steps(200))
+
+    def loss() -> float:
+        job = Job(spec, problem.view, run.first_weights(spec))
+        *_, end = engine.fit([job])
+        assert end.outcomes is not None
+        return float(end.outcomes[0].losses[-1])
+
+    compiled = loss()
+    monkeypatch.setenv("PIXFIT_KERNEL", "torch")
+    assert compiled == pytest.approx(loss(), rel=1e-4)
+    constant = problem.image.data.flatten(1)
+    assert compiled == pytest.approx(float((constant - constant.mean(dim=1, keepdim=True)).square().mean()), rel=1e-2)
+
+
+def test_the_users_settings_of_torch_do_not_matter() -> None:
+    spec = pf.Spec(pf.Problem(picture(3, 17, 17)), Hourglass(channels=(8, 8)), budget=pf.Steps(5))
+    wanted = run.fit(spec)
+    with torch.autocast("cpu"):
+        found = run.fit(spec)
+    assert found.kernel == wanted.kernel
+    assert torch.equal(found.curves["loss"], wanted.curves["loss"])
+    torch.set_default_dtype(torch.float64)
+    try:
+        network = network_of(Hourglass(channels=(8, 8), code_channels=4).sized(12, 14)).float()
+        code = torch.randn(4, 12, 14, dtype=torch.float32)
+        shown = network.pixels(code)
+        (slope,) = torch.autograd.grad(shown.sum(), [network.colours.bias])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert shown.dtype == slope.dtype == torch.float32
+    assert "_Pixels" in type(shown.grad_fn).__name__
+    network.threads = 0
+    torch.testing.assert_close(shown, network.pixels(code))
 
 
 def test_parameters_that_do_not_fit_are_refused() -> None:

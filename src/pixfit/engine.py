@@ -152,10 +152,14 @@ def fit(
 
 
 class _Clock:
-    """Wall and process seconds of training; what runs between ``pause`` and ``start`` counts as evaluation."""
+    """Wall and process seconds of training; what runs between ``pause`` and ``start`` counts as evaluation.
+
+    A fit that has but one thread counts the processor's time of this, since other fits may run beside it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._busy = time.thread_time if torch.get_num_threads() == 1 else time.process_time
         self.wall = self.process = self.evaluation = 0.0
         self._since: tuple[float, float] | None = None
         self._paused: float | None = None
@@ -163,7 +167,7 @@ class _Clock:
     def _now(self) -> tuple[float, float]:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return time.perf_counter(), time.process_time()
+        return time.perf_counter(), self._busy()
 
     def start(self) -> None:
         self._since = self._now()

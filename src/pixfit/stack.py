@@ -93,6 +93,10 @@ class Stack:
             return
         self.network.load_state_dict({name: buffer[0] for name, buffer in self.buffers.items()}, strict=False)
         self._leaves = list(self.network.parameters())
+        for network in self.network.modules():
+            if isinstance(network, HourglassNetwork) and not isinstance(network.code, Parameter):
+                # In the order of maps, in which its noise comes, too.
+                network.code = network.code.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         # A second module shows other weights than those in training; swapping them in the first is not for threads.
         self._shown, self._still = self.weights[0].clone(), copy.deepcopy(self.network).requires_grad_(False)
         for row, network in ((self.weights[0], self.network), (self._shown, self._still)):
@@ -177,7 +181,9 @@ class Stack:
         """What the loss compares with the measurement, of what the pictures in training measure, (F, C', H', W')."""
         if self._prior is None:
             return measured
-        names, leaves = [entry.name for entry in self.layout], list[Tensor](self.network.parameters())
+        names, leaves = [entry.name for entry in self.layout], self._leaves
+        if self._in_one_row:
+            leaves = [leaves[0][entry.start : entry.stop].view(entry.shape) for entry in self.layout]
         if self.fits > 1:
             parts = zip(self.layout, self._cut(self.weights), strict=True)
             leaves = [part.reshape(-1, *entry.shape) for entry, part in parts]
@@ -194,7 +200,8 @@ class Stack:
             self._shown.copy_(weights[0].detach())
 
         def shown(points: Tensor) -> Tensor:
-            with torch.no_grad():
+            # Without the user's autocast, as in training.
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 return self._still(points[0])[None] if self.fits == 1 else self._together(weights, points)
 
         if self._prior is not None:

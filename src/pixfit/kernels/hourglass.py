@@ -77,7 +77,7 @@ def _plain_float(tensor: Tensor) -> bool:
 
 
 def maps_library() -> Library | None:
-    """The library that maps would be computed by; None: torch.
+    """The library that hourglasses, called maps in the name of their kernel, would be computed by; None: torch.
 
     Raises:
         ValueError: as `pixfit.kernels.library.load`.
@@ -113,7 +113,7 @@ class _Loan:
         self._shelf: list[Tensor] = _free.__dict__.setdefault("shelf", [])
         fitting = [place for place, one in enumerate(self._shelf) if one.numel() == floats]
         self.memory: Tensor | None = None  # what follows may find none
-        self.memory = self._shelf.pop(fitting[0]) if fitting else torch.empty(floats)
+        self.memory = self._shelf.pop(fitting[0]) if fitting else torch.empty(floats, dtype=torch.float32)
 
     def __del__(self) -> None:
         if self.memory is not None:
@@ -130,7 +130,7 @@ class _Pixels(torch.autograd.Function):
         own = [one.contiguous() for one in parameters]
         net, floats = _net(found, shape, threads, code, own)
         loan = _Loan(floats)
-        pixels = torch.empty(code.shape[0] * code.shape[1], shape.out_features)
+        pixels = torch.empty(code.shape[0] * code.shape[1], shape.out_features, dtype=torch.float32)
         _call(found, "pixfit_hourglass", net, code, _pointers(own, shape, code), pixels, loan.memory)
         ctx.save_for_backward(code, *own)
         ctx.found, ctx.shape, ctx.threads, ctx.loan = found, shape, threads, loan
@@ -146,7 +146,7 @@ class _Pixels(torch.autograd.Function):
         dy = dy.contiguous()
         net, _ = _net(ctx.found, ctx.shape, ctx.threads, code, parameters)
         dcode = torch.empty_like(code) if ctx.needs_input_grad[3] else None
-        row = torch.empty(sum(one.numel() for one in parameters))
+        row = torch.empty(sum(one.numel() for one in parameters), dtype=torch.float32)
         _call(
             ctx.found, "pixfit_hourglass_back", net, dy, _pointers(parameters, ctx.shape, code), dcode,
             _pointers([row], ctx.shape, code), ctx.loan.memory,

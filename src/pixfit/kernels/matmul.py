@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["fast_bfloat16", "fast_matmul", "kernel_name"]
 
 _NARROWEST = 48  # products this narrow are too small for the switch to pay
 _SETTING: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+_lock = threading.Lock()
+_switched: dict[str, Any] = {"bodies": 0, "before": None}  # those that run with the switch, and what it was before
 _ACCURATE = 5e-6  # largest relative error of a float32 product that counts as float32
 
 
@@ -44,12 +47,17 @@ def fast_matmul(kernel: str) -> Iterator[None]:
     if kernel != "torch-onednn":
         yield
         return
-    before = _SETTING.fp32_precision
-    _SETTING.fp32_precision = "bf16"
+    with _lock:  # the switch is the process's, whose threads come and go
+        if not _switched["bodies"]:
+            _switched["before"], _SETTING.fp32_precision = _SETTING.fp32_precision, "bf16"
+        _switched["bodies"] += 1
     try:
         yield
     finally:
-        _SETTING.fp32_precision = before
+        with _lock:
+            _switched["bodies"] -= 1
+            if not _switched["bodies"]:
+                _SETTING.fp32_precision = _switched["before"]
 
 
 @functools.cache

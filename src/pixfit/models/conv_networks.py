@@ -1,7 +1,7 @@
 """The networks of the convolutional image priors as plain modules. This file needs nothing but torch, the kernels
 and `networks`.
 
-Shapes: one picture of H x W pixels; maps inside are (1, features, rows, columns). Weights, maps and codes are kept in
+Shapes: one picture of H x W pixels; maps inside are (1, features, rows, columns). Weights and maps are kept in
 channels-last order in memory: on a CPU that is up to twice as fast in bfloat16.
 """
 
@@ -72,8 +72,7 @@ class PictureNetwork(Network):
     ) -> None:
         super().__init__()
         self.height, self.width, self.code_scale, self.output = height, width, code_scale, output
-        features, rows, columns = code_shape
-        self.register_buffer("code", torch.empty(rows, columns, features).permute(2, 0, 1))
+        self.register_buffer("code", torch.empty(code_shape))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Convolutions as by PyTorch's default, U(±1/sqrt(fan_in)), norms 1 and 0.
@@ -97,8 +96,7 @@ class PictureNetwork(Network):
                 self.code[0] = _ramp(columns)
                 self.code[1] = _ramp(rows)[:, None]
         else:
-            drawn = torch.empty(self.code.shape)  # in this order, whatever that in memory
-            self.code.data.copy_(drawn.uniform_(0.0, self.code_scale, generator=torch.Generator().manual_seed(seed)))
+            nn.init.uniform_(self.code, 0.0, self.code_scale, generator=torch.Generator("cpu").manual_seed(seed))
 
     def forward(self, noise: Tensor) -> Tensor:
         """The picture's pixels (H·W, C), row by row. The noise is added to the code and has its shape, or is one 0."""

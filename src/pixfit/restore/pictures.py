@@ -1,7 +1,7 @@
 """A whole picture restored: cut into pieces, each fitted and estimated, put together, and blended.
 
-A fit hardly gains from a second thread. So where there are several, on a CPU, they run side by side, a thread each,
-which gives the numbers that one after another has.
+A fit hardly gains from a second thread. So where there are several, on a CPU, they run side by side, a thread each:
+compiled ones with the numbers that one after another has, torch's to rounding.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _WHOLE = 256  # pixels a side up to which a picture is fitted in one piece
 _PIECE = 192  # pixels a side of the pieces of larger ones
 _OVERLAP = 32  # pixels that neighbouring pieces share
 _PACED = 10  # steps of a fit after which its pace is known
+_LANES = 16  # fits side by side at most: each takes some hundred megabytes
 
 
 def restored(
@@ -83,7 +84,7 @@ def restored(
     canvases = {name: Canvas(shape, overlap) for name in names}
     limits = {piece: task.steps(*piece.shape[1:]) if steps is None else steps for piece in pieces}
     orders = [(piece, repeat) for piece in pieces if piece in worth for repeat in range(runs)]
-    lanes = min(len(orders), torch.get_num_threads()) if chosen.type == "cpu" else 1
+    lanes = min(len(orders), torch.get_num_threads(), _LANES) if chosen.type == "cpu" else 1
     report = None
     if on_progress is not None:
         steps_of = [limits[piece] for piece, _ in orders]
@@ -114,6 +115,8 @@ def restored(
         coming = {order: begin(partial(made, number)) for number, order in enumerate(orders)}
         for piece in pieces:
             answers = [coming[piece, repeat]() for repeat in range(runs if piece in worth else 0)]
+            if failed():
+                continue  # the error comes with a later fit
             own = [one for one in answers if one is not None]
             fits += own
             pictures = {"control": task.estimate(piece, None)}
@@ -195,14 +198,25 @@ def _side_by_side(lanes: int) -> Iterator[tuple[Callable[[Callable[[], _R]], Cal
     if lanes <= 1:
         yield lambda work: work, lambda: False
         return
-    over = threading.Event()
-    with ThreadPoolExecutor(lanes, "pixfit", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    over, before = threading.Event(), torch.get_num_threads()
+
+    def watched(work: Callable[[], _R]) -> _R:
         try:
-            yield lambda work: pool.submit(work).result, over.is_set
+            return work()
         except BaseException:
             over.set()
-            pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+    try:
+        with ThreadPoolExecutor(lanes, "pixfit", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                yield lambda work: pool.submit(watched, work).result, over.is_set
+            except BaseException:
+                over.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(before)  # a thread that is new to torch takes what was set last, by whatever thread
 
 
 @dataclass(eq=False)
@@ -254,14 +268,20 @@ class _Report:
         self, number: int, step: int, score: float | None, best: float | None, picture: Callable[[], Tensor]
     ) -> None:
         done = [self.made.get(one, 0) / limit for one, limit in enumerate(self.limits)]
-        left = sum(limit - self.made.get(one, 0) for one, limit in enumerate(self.limits))
         self.on_progress(
             Progress(
                 fraction=sum(done) / len(done), fit=number + 1, fits=len(done), step=step, steps=self.limits[number],
                 score=score, best=best, seconds=time.monotonic() - self.began,
-                ahead=None if self.pace is None else self.pace * left / self.lanes, picture=picture,
+                ahead=None if self.pace is None else self.pace * self._longest(), picture=picture,
             )
         )  # fmt: skip
+
+    def _longest(self) -> int:
+        """Steps of the lane that has most ahead, each fit going to the one that has least."""
+        lanes = [0] * self.lanes
+        for number, limit in enumerate(self.limits):
+            lanes[lanes.index(min(lanes))] += limit - self.made.get(number, 0)
+        return max(lanes)
 
     def _picture(self, latest: Sequence[tuple[Piece, Tensor]]) -> Tensor:
         base = self.degraded.clone()

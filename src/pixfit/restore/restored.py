@@ -28,7 +28,8 @@ class Progress:
     Args:
         fraction: of the steps that all fits may take at most, in [0, 1]; a stopping rule may end one sooner.
         fit, fits: the number of the fit that tells, from 1, and how many there are (pieces times runs). On a CPU they
-            run side by side, so that several tell by turns; calls do not overlap, but come from the fits' threads.
+            run side by side, so that several tell by turns; calls do not overlap, but come from the fits' threads,
+            which wait for them.
         step, steps: updates of this fit, made and at most.
         score: PSNR in dB of the averaged picture at the held-out pixels of this fit, or that of the whole picture which
             SURE estimates; None where none is known.

@@ -141,8 +141,8 @@ int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fit, int64_t sam
 // how many tensors it has.
 int64_t pixfit_hourglass_memory(const PixfitHourglass *net, int64_t *parameters);
 
-// The picture y (height, width, outputs) of a code (height, width, inputs). `parameters`: a tensor each, in the order of
-// the module.
+// The picture y (height, width, outputs) of a code (height, width, inputs). `parameters`: a tensor each, in the order
+// of the module.
 int64_t pixfit_hourglass(const PixfitHourglass *net, const float *code, const float *const *parameters, float *y,
                          float *memory, int64_t floats);
 

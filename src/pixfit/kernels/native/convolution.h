@@ -167,12 +167,12 @@ struct Shapes {
     panels = (b.outputs + NR - 1) / NR, back_panels = (b.inputs + NR - 1) / NR;
     products = rows * columns * b.outputs * b.inputs * b.kernel * b.kernel;
   }
-  int64_t input() const { return border ? high * wide * b.inputs : 0; }
+  int64_t back() const { return border ? high * wide * b.inputs : 0; }  // the gradient of the bordered input
   int64_t map() const { return rows * columns * b.outputs; }
   int64_t slope() const { return slope_high * slope_wide * b.outputs + NR; }  // a vector at the end reaches further
   int64_t packed() const { return panels * b.kernel * b.kernel * b.inputs * NR; }
   int64_t packed_back() const { return b.kernel * b.kernel * b.outputs * NR; }
-  int64_t floats() const { return input() + slope() + packed() + packed_back(); }
+  int64_t floats() const { return back() + slope() + packed() + packed_back(); }
 };
 
 inline int64_t mirrored(int64_t i, int64_t n) { return i < 0 ? -i : i >= n ? 2 * n - 2 - i : i; }

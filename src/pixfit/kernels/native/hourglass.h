@@ -244,13 +244,12 @@ inline void hourglass_backward(const PixfitHourglass &net, const Hourglass &all,
   const Stage &top = all.stages.front();
   colours_backward(net, all, dy, top.has_mix ? top.mix.out : top.merge.out, parameters, d, gradients);
   for (const Stage &s : all.stages) {
-    const float *slope = d;
     if (s.has_mix) {
-      part_backward(s.mix, slope, s.merge.out, parameters, next, gradients, all.scratch);
-      slope = next, std::swap(d, next);
+      part_backward(s.mix, d, s.merge.out, parameters, next, gradients, all.scratch);
+      std::swap(d, next);
     }
     const int64_t wide = s.height * s.width * (s.skip + s.below);
-    part_backward(s.merge, slope, s.joined, parameters, next, gradients, all.scratch);
+    part_backward(s.merge, d, s.joined, parameters, next, gradients, all.scratch);
     norm_backward(next, s.side, s.height * s.width, s.skip + s.below, parameters[s.join], parameters[s.join + 1],
                   s.mean, s.rate, 1.0f, {d, 1, wide, wide}, gradients[s.join], gradients[s.join + 1]);
     doubled_back(s, net.nearest, d, next, all.scratch);

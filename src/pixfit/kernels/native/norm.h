@@ -17,7 +17,7 @@ namespace {
 constexpr int GROUP = 4;             // vectors that are summed side by side
 constexpr int64_t STRETCH = 1 << 15;  // floats that are summed in single precision before they join the total: 128 kB
 
-// A map is read as one long row of floats. Whatever the number of features is, their pattern over lanes comes again
+// Sums read a map as one long row of floats. Whatever the number of features is, their pattern over lanes comes again
 // after so many vectors, a period, so that no lane is ever idle and one loop serves every number.
 struct Pattern {
   int64_t features, period;  // floats; a multiple of GROUP * W
