@@ -58,7 +58,7 @@ def make(study: ClimbStudy, store: Store) -> None:
 def test_the_published_pictures_are_found_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the names and in the folder that the project's own test pictures have."""
     monkeypatch.setenv("PIXFIT_DATA", str(tmp_path))
-    with pytest.raises(StudyError, match="PIXFIT_DATA to the folder that has hires768"):
+    with pytest.raises(StudyError, match="hires768; set PIXFIT_DATA to the folder .* -s images=FOLDER"):
         ClimbStudy.of("published").specs(Store(tmp_path / "runs"))
     (tmp_path / "hires768").mkdir()
     for number, name in enumerate(("wiki_008", "wiki_015", "wiki_021", "wiki_027", "wiki_047", "retina")):
@@ -289,14 +289,9 @@ def test_pictures_that_are_not_there(settings: dict[str, str], says: str, tmp_pa
     assert says in str(error.value)
 
 
-def test_the_published_profile_wants_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PIXFIT_DATA", str(tmp_path))
-    with pytest.raises(StudyError, match="climb; name the folder that has them with -s images=FOLDER"):
-        ClimbStudy.of("published").fits(Store(tmp_path))
-
-
-def test_the_five_pictures(shared_data: Path) -> None:
-    study = ClimbStudy.of("published", {"images": str(shared_data / "hires768")})
+def test_the_five_pictures(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXFIT_DATA", str(shared_data))
+    study = ClimbStudy.of("published")
     assert list(study.problems) == ["wiki_008", "wiki_015", "wiki_021", "wiki_027", "wiki_047"]
     assert {problem.shape for problem in study.problems.values()} == {(3, 768, 768)}
     spec = study.fit(named(study)["batch"].onward, "wiki_027", 0)
