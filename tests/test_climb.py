@@ -58,7 +58,7 @@ def make(study: ClimbStudy, store: Store) -> None:
 def test_the_published_pictures_are_found_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the names and in the folder that the project's own test pictures have."""
     monkeypatch.setenv("PIXFIT_DATA", str(tmp_path))
-    with pytest.raises(StudyError, match="hires768; set PIXFIT_DATA to the folder .* -s images=FOLDER"):
+    with pytest.raises(StudyError, match=r"hires768; set PIXFIT_DATA to the folder .* -s images=FOLDER"):
         ClimbStudy.of("published").specs(Store(tmp_path / "runs"))
     (tmp_path / "hires768").mkdir()
     for number, name in enumerate(("wiki_008", "wiki_015", "wiki_021", "wiki_027", "wiki_047", "retina")):
