@@ -96,8 +96,12 @@ def test_products_are_as_they_were_when_several_fits_have_ended(monkeypatch: pyt
     done = restore.inpaint(clean(), mask, steps=6)
     assert len(done.curves) == 4
     assert matmul._SETTING.fp32_precision == before
-    with matmul.fast_matmul("torch-onednn"), matmul.fast_matmul("torch-onednn"):
-        assert matmul._SETTING.fp32_precision == "bf16"
+    first, second = matmul.fast_matmul("torch-onednn"), matmul.fast_matmul("torch-onednn")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert matmul._SETTING.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
     assert matmul._SETTING.fp32_precision == before
 
 

@@ -154,12 +154,13 @@ def fit(
 class _Clock:
     """Wall and process seconds of training; what runs between ``pause`` and ``start`` counts as evaluation.
 
-    A fit that has but one thread counts the processor's time of this, since other fits may run beside it.
+    A fit that has but one thread of a CPU counts the time of this, since other fits may run beside it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._busy = time.thread_time if torch.get_num_threads() == 1 else time.process_time
+        alone = device.type == "cpu" and torch.get_num_threads() == 1  # beside a card, torch has threads of its own
+        self._busy = time.thread_time if alone else time.process_time
         self.wall = self.process = self.evaluation = 0.0
         self._since: tuple[float, float] | None = None
         self._paused: float | None = None

@@ -177,19 +177,19 @@ inline void colours_forward(const PixfitHourglass &net, const Hourglass &all, co
   packed_forward(s, parameters[all.colours_weight], all.scratch);
   convolve(s, x, all.scratch, all.pixels);
   const Pattern pattern(net.outputs);
-  const int64_t floats = s.map(), whole = floats / pattern.period * pattern.period;
+  const int64_t floats = s.map();
   std::vector<float> lanes(pattern.period);
   pattern.spread(bias, lanes.data());
-  for (int64_t from = 0; from < whole; from += pattern.period)
-    for (int64_t lane = 0; lane < pattern.period; lane += W) {
-      float *at = all.pixels + from + lane;
-      const vf z = load(at) + load(lanes.data() + lane);
-      store(at, net.sigmoid ? logistic(z) : z);
-    }
-  for (int64_t i = whole; i < floats; i++) {
-    const float z = all.pixels[i] + lanes[i - whole];
-    all.pixels[i] = net.sigmoid ? 1.0f / (1.0f + expf(-z)) : z;
-  }
+  row_by_row(
+      {all.pixels, 1, floats, floats}, pattern.period,
+      [&](int64_t i, int64_t lane) {
+        const vf z = load(all.pixels + i) + load(lanes.data() + lane);
+        return net.sigmoid ? logistic(z) : z;
+      },
+      [&](int64_t i, int64_t lane) {
+        const float z = all.pixels[i] + lanes[lane];
+        return net.sigmoid ? 1.0f / (1.0f + expf(-z)) : z;
+      });
 }
 
 inline void colours_backward(const PixfitHourglass &net, const Hourglass &all, const float *dy, const Field &x,
