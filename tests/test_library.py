@@ -38,6 +38,7 @@ API const char *pixfit_isa() {{ return "{isa}"; }}
 API long pixfit_supported() {{ return {supported}; }}
 API long pixfit_scratch() {{ return 0; }}
 API long pixfit_hourglass_memory() {{ return 0; }}
+API long pixfit_products() {{ return 1; }}
 API const char *pixfit_compiler() {{ return "{compiler}"; }}
 API double pixfit_peak(double seconds, long bfloat16) {{ return bfloat16 ? 2 : seconds; }}
 """
@@ -81,6 +82,7 @@ def test_a_library_of_these_sources_is_used(stub: Callable[..., Path]) -> None:
     assert (found.isa, found.path, found.compiler) == (LAST, path, "GCC 12.3.4")
     assert library.isas() == (LAST,)
     assert LAST not in library.refused()
+    assert found.products == 1
     assert (found.peak(0.5), found.peak(bfloat16=True), found.sincos_time(0.25)) == (0.5, 2.0, 0.25)
     assert library.why().startswith("the best")
 
@@ -122,7 +124,11 @@ def test_bfloat16_is_taken_where_it_is_faster(
     isa: str, vendor: tuple[str, ...], fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "_listed", lambda wanted: vendor if wanted == "vendor_id" else ())
-    assert library.Library(isa, Path(), "", ctypes.CDLL(None)).fast_bfloat16 is fast
+    found = library.Library(isa, Path(), "", ctypes.CDLL(None))
+    assert found.fast_bfloat16 is fast
+    for products, wanted in ((0, False), (1, fast), (2, True)):
+        monkeypatch.setattr(library.Library, "products", products)
+        assert found.fast_products is wanted
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

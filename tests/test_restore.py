@@ -24,7 +24,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import pixfit as pf
-from pixfit import classical, engine, images, metrics, noise_estimate, pieces, restore, run, tasks
+from pixfit import classical, engine, images, kernels, metrics, noise_estimate, pieces, restore, run, tasks
 from pixfit.cli import app
 from pixfit.images import Image
 from pixfit.models import Hourglass
@@ -247,6 +247,18 @@ def tasks_fitted(monkeypatch: pytest.MonkeyPatch) -> list[tasks.Task]:
     return found
 
 
+def test_bfloat16_is_taken_beside_noise_where_the_machine_is_faster_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, image = tasks_fitted(monkeypatch), noisy(clean())
+    for fast in (True, False):
+        monkeypatch.setattr(kernels, "fast_maps", lambda fast=fast: fast)
+        restore.denoise(image, steps=2)
+        restore.denoise(image, steps=2, precision="float32")
+        restore.upscale(image, 2, steps=2)
+        restore.upscale(image, 2, steps=2, precision="bfloat16")
+    chosen = [task.precision for task in fitted]
+    assert chosen == ["bfloat16", "float32", "float32", "bfloat16", "float32", "float32", "float32", "bfloat16"]
+
+
 def test_salt_and_pepper_are_noticed_and_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, truth = tasks_fitted(monkeypatch), clean().data * 0.9 + 0.05
     given = SaltAndPepper(0.3)(truth, stream(0, "noise"))
@@ -459,6 +471,7 @@ def test_grey_pictures_and_odd_sides() -> None:
         (lambda image: restore.denoise(Image(torch.zeros(3, 32, 32)), stop="sure"), "no noise was found"),
         (lambda image: restore.denoise(image, runs=0), "runs is 0"),
         (lambda image: restore.denoise(image, steps=0), "steps is 0"),
+        (lambda image: restore.denoise(image, precision="bfloat16-backward"), "precision is 'bfloat16-backward'"),
         (lambda image: restore.denoise(image, truth=picture(3, 24, 28)), "28×24"),
         (lambda image: restore.upscale(image, 9), "factor is 9"),
         (lambda image: restore.inpaint(image), "no alpha channel"),
@@ -707,8 +720,9 @@ def test_every_command_writes_a_picture_and_says_how(task: str, elsewhere: Path)
     assert "b.png" in text
     assert (elsewhere / "a.png").read_bytes() == (elsewhere / "b.png").read_bytes()
     if task == "denoise":
-        pixfit(*arguments, "c.png", "--seed", "1")
-        assert (elsewhere / "a.png").read_bytes() != (elsewhere / "c.png").read_bytes()
+        for number, other in enumerate((("--seed", "1"), ("--precision", "bfloat16"), ("--precision", "float32"))):
+            pixfit(*arguments, f"c{number}.npy", *other, "--steps", "60")
+        assert len({(elsewhere / f"c{number}.npy").read_bytes() for number in range(3)}) == 3
     assert "Example:" in pixfit(task, "--help").stdout
 
 

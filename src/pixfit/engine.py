@@ -201,10 +201,11 @@ class _Loop:
         if spec.precision == "bfloat16-backward":
             rounded = model.plan(model.in_features, views[0].shape[0])
         threads = torch.get_num_threads()
-        compiled = spec.kernel == "auto" and spec.precision == "float32"
+        own = spec.kernel == "auto" and device.type == "cpu"
+        maps = kernels.maps_library(spec.precision) if own else None
         self.stack = Stack(
-            model, views[0].shape[0], weights, masks, threads=threads if compiled else 0, rounded=rounded, dtype=dtype,
-            device=device,
+            model, views[0].shape[0], weights, masks, threads=0 if maps is None else threads, rounded=rounded,
+            dtype=dtype, device=device,
         )  # fmt: skip
         pictures = spec.batches if isinstance(spec.batches, PictureBatches) else None
         augmented = spec.batches if isinstance(spec.batches, AugmentedBatches) else None
@@ -217,10 +218,8 @@ class _Loop:
         size = kernels.crew_size(self.samples.per_step, self.stack.widest) if alone else 0
         if device.type == "cpu" and isinstance(model, PicturePrior) and self.samples.count * self.stack.widest < _FEW:
             size = 1  # torch's threads would meet after each of many small operations
-        if device.type == "cpu" and self.stack.has_maps and compiled:
-            maps = kernels.maps_library()
-            if maps is not None:  # its threads are its own; torch's would spin beside them
-                self.kernel, size = f"maps-{maps.isa}", 1
+        if self.stack.has_maps and maps is not None:  # its threads are its own; torch's would spin beside them
+            self.kernel, size = kernels.maps_name(maps, spec.precision), 1
         self.crew = kernels.Crew(size)
         self.weights = self.stack.weights.detach()
         descents = model.descents if isinstance(model, PicturePrior) else ()

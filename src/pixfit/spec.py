@@ -278,8 +278,9 @@ class Spec:
         stopping: what may end it earlier.
         estimate: which weights are the answer.
         precision: ``float32``; ``float64`` for checks; ``bfloat16`` for autocast, with float32 master weights and
-            encodings; ``bfloat16-backward`` rounds only the operands of the backward products, so that the forward
-            pass, and with it every score, is that of a float32 network. The model must have a `pixfit.kernels.Plan`.
+            encodings, and for compiled hourglasses the operands of convolutions alone; ``bfloat16-backward`` rounds
+            only the operands of the backward products, so that the forward pass, and with it every score, is that of a
+            float32 network. The model must have a `pixfit.kernels.Plan`.
         kernel: ``auto`` for compiled kernels where they serve this fit; ``torch`` for the plain path everywhere;
             ``graph`` for CUDA graphs and persistent kernels, which have not been measured on a card yet.
         seed: of the weights and the batches, 0 to 2^63 − 1.

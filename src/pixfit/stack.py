@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import Parameter
 
-from pixfit.kernels import Crew, Plan, maps_library, twin
+from pixfit.kernels import Crew, Plan, twin
 from pixfit.models import Model, PicturePrior
 from pixfit.models.conv_networks import HourglassNetwork
 from pixfit.optim import Entry
@@ -33,7 +33,7 @@ class Stack:
         channels: of the picture.
         weights: F mappings with every tensor of the network; they are copied.
         masks: F masks, or None where a fit has none.
-        threads: that compiled code may use for hourglasses; 0 leaves them to torch.
+        threads: that compiled code may use for hourglasses, where it serves them; 0 leaves them to torch.
         rounded: the plan to run instead of the network, with bfloat16 operands in its backward products, or None.
         dtype, device: of all that is computed.
 
@@ -48,7 +48,7 @@ class Stack:
         weights: Sequence[Mapping[str, Tensor]],
         masks: Sequence[Weights | None],
         *,
-        threads: int | None = None,
+        threads: int,
         rounded: Plan | None = None,
         dtype: torch.dtype,
         device: torch.device,
@@ -64,7 +64,7 @@ class Stack:
         self.has_maps = bool(hourglasses)
         self._in_one_row = (
             self.fits == 1 and type(self.network) is HourglassNetwork and not isinstance(self.network.code, Parameter)
-            and threads != 0 and device.type == "cpu" and dtype == torch.float32 and maps_library() is not None
+            and threads > 0
         )  # fmt: skip
         expected = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
         for named in weights:

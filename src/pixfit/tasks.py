@@ -22,7 +22,7 @@ from pixfit.operators import Blur, Identity, LanczosDownsample, Operator
 from pixfit.optim import Adam
 from pixfit.pieces import Piece
 from pixfit.problem import Problem, Sealed, View, stream
-from pixfit.spec import AveragedOutput, Spec
+from pixfit.spec import AveragedOutput, Precision, Spec
 from pixfit.stopping import HeldOut, Never, Steps, Stopping
 
 __all__ = [
@@ -82,6 +82,8 @@ class Task:
             of single pixels.
         factor: pixels of the answer for one of the measurement, along a side.
         reach: pixels along a side that one measured pixel depends on.
+        precision: of the fit, see `Spec`.
+        coarse: whether bfloat16 is exact enough. Beside noise it is; fits of exact values lose 0.1 dB.
     """
 
     name: TaskName
@@ -102,6 +104,8 @@ class Task:
     squares: bool = False
     factor: int = 1
     reach: int = 1
+    precision: Precision = "float32"
+    coarse: bool = False
 
     def steps(self, height: int, width: int) -> int:
         """Steps at most, for a picture of that size."""
@@ -117,7 +121,7 @@ class Task:
         return Spec(
             problem, DoublyOverparameterised(prior) if self.outliers else prior, optimiser=Adam(lr=0.01),
             budget=Steps(self.steps(height, width) if steps is None else steps), stopping=self.stopping,
-            estimate=AveragedOutput(_DECAY, every=looks), seed=seed,
+            estimate=AveragedOutput(_DECAY, every=looks), precision=self.precision, seed=seed,
         )  # fmt: skip
 
 
@@ -153,11 +157,11 @@ def denoising(
                 "above 0"
             )
         sigma = level.sigma(0.0)
-        return Task("denoise", Identity(), estimate, Never(), blend=True, held_out=0.0, sigma=sigma)
+        return Task("denoise", Identity(), estimate, Never(), blend=True, held_out=0.0, sigma=sigma, coarse=True)
     fraction = _HELD_OUT_SQUARES if squares else _HELD_OUT
     return Task(
         "denoise", Identity(), estimate, HeldOut(150, _REACH), blend=True, level=level_of, held_out=fraction,
-        squares=squares,
+        squares=squares, coarse=True,
     )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from pixfit.cli.options import MAX_PIXELS, Device, Json, MaxPixels, Quiet, bar, 
 if TYPE_CHECKING:
     from pixfit.images import Image
     from pixfit.restore import Progress, Restored
-    from pixfit.store import Store
 
 __all__ = ["deblur", "denoise", "inpaint", "upscale"]
 
@@ -37,6 +36,13 @@ _Updates = Annotated[
 ]
 _NoBlend = Annotated[bool, typer.Option("--no-blend", help="The network's picture alone, without a classical part.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of the networks and the held-out pixels.")]
+_Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|float32|bfloat16",
+        help="Number format of products; auto takes bfloat16 beside noise where the processor is faster with it.",
+    ),
+]
 _Store = Annotated[
     Path | None,
     typer.Option(
@@ -91,6 +97,7 @@ def denoise(
     max_pixels: MaxPixels = MAX_PIXELS,
     store: _Store = None,
     device: Device = "auto",
+    precision: _Precision = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -116,7 +123,7 @@ def denoise(
             blend=not no_blend, **options,
         )  # fmt: skip
 
-    options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
+    options = _options(runs, steps, seed, device, precision, store)
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
 
 
@@ -136,6 +143,7 @@ def inpaint(
     max_pixels: MaxPixels = MAX_PIXELS,
     store: _Store = None,
     device: Device = "auto",
+    precision: _Precision = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -155,7 +163,7 @@ def inpaint(
     def work(**options: Any) -> Restored:
         return restore.inpaint(image, known, blend=not no_blend, **options)
 
-    options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
+    options = _options(runs, steps, seed, device, precision, store)
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
 
 
@@ -171,6 +179,7 @@ def upscale(
     max_pixels: MaxPixels = MAX_PIXELS,
     store: _Store = None,
     device: Device = "auto",
+    precision: _Precision = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -188,7 +197,7 @@ def upscale(
     def work(**options: Any) -> Restored:
         return restore.upscale(image, factor, **options)
 
-    options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
+    options = _options(runs, steps, seed, device, precision, store)
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
 
 
@@ -210,6 +219,7 @@ def deblur(
     max_pixels: MaxPixels = MAX_PIXELS,
     store: _Store = None,
     device: Device = "auto",
+    precision: _Precision = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -233,7 +243,7 @@ def deblur(
     def work(**options: Any) -> Restored:
         return restore.deblur(image, blur, blend=not no_blend, **options)
 
-    options = {"runs": runs, "steps": steps, "seed": seed, "device": device, "store": _kept(store)}
+    options = _options(runs, steps, seed, device, precision, store)
     _restore(work, options, image, output, truth, preview, max_pixels, as_json=as_json, quiet=quiet)
 
 
@@ -248,10 +258,14 @@ def _load(picture: str, output: Path, max_pixels: int, quiet: bool, *, keep_alph
     return image
 
 
-def _kept(folder: Path | None) -> Store | None:
+def _options(
+    runs: int, steps: int | None, seed: int, device: str, precision: str, folder: Path | None
+) -> dict[str, Any]:
     from pixfit.store import Store
 
-    return None if folder is None else Store(folder)
+    store = None if folder is None else Store(folder)
+    own = None if precision == "auto" else precision
+    return {"runs": runs, "steps": steps, "seed": seed, "device": device, "precision": own, "store": store}
 
 
 def _load_mask(path: Path, image: Image, max_pixels: int, quiet: bool) -> Any:

@@ -1,7 +1,9 @@
 """A whole hourglass, compiled, for CPUs.
 
 Torch makes some hundreds of operations of a step, each of which reads and writes maps that were near a moment ago, and
-the way there costs as much again. Here a step is two calls. Other devices and other precisions are left to torch.
+the way there costs as much again. Here a step is two calls. Under ``torch.autocast`` in bfloat16 the operands of
+convolutions are rounded to it, by processors that multiply such numbers; all else stays in float32. Other devices and
+other precisions are left to torch.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 from pixfit.kernels import library
 from pixfit.kernels.library import Library
 
-__all__ = ["HourglassShape", "hourglass_pixels", "maps_library"]
+__all__ = ["HourglassShape", "fast_maps", "hourglass_pixels", "maps_library", "maps_name"]
 
 _NO_MEMORY = 3
 _free = threading.local()
@@ -50,7 +52,8 @@ def hourglass_pixels(
 ) -> Tensor:
     """The pixels (h·w, C) of a code (D, h, w), by compiled code where that serves, else by ``plain``.
 
-    It serves float32 on a CPU, where a library was built and ``PIXFIT_KERNEL`` is not ``torch``. The biases of
+    It serves float32 on a CPU, where a library was built and ``PIXFIT_KERNEL`` is not ``torch``, and bfloat16 where
+    `maps_library` has a library for that. The biases of
     convolutions change nothing, since a norm follows on each; compiled code gives them no gradient, where torch gives
     them rounding errors. It has no second derivatives.
 
@@ -63,12 +66,21 @@ def hourglass_pixels(
     Raises:
         ValueError: parameters that are not those of the shape, or a row where compiled code does not serve.
     """
-    found = maps_library() if all(map(_plain_float, (code, *parameters))) else None
-    if found is None or torch.is_autocast_enabled("cpu"):
+    precision = _precision()
+    found = maps_library(precision) if precision and all(map(_plain_float, (code, *parameters))) else None
+    if found is None:
         if len(parameters) == 1:
-            raise ValueError("a row of all parameters is for compiled code in float32, which does not serve here")
+            raise ValueError("a row of all parameters is for compiled code, which does not serve here")
         return plain(code)
-    return cast(Tensor, _Pixels.apply(found, shape, threads or torch.get_num_threads(), code, *parameters))  # type: ignore[no-untyped-call]
+    call = _Call(found, shape, threads or torch.get_num_threads(), found.products if precision == "bfloat16" else 0)
+    return cast(Tensor, _Pixels.apply(call, code, *parameters))  # type: ignore[no-untyped-call]
+
+
+def _precision() -> str | None:
+    """What torch would compute a CPU's convolutions in; None: compiled code has no such numbers."""
+    if not torch.is_autocast_enabled("cpu"):
+        return "float32"
+    return "bfloat16" if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
 
 
 def _plain_float(tensor: Tensor) -> bool:
@@ -76,13 +88,31 @@ def _plain_float(tensor: Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype == torch.float32 and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
-def maps_library() -> Library | None:
+def maps_library(precision: str = "float32") -> Library | None:
     """The library that hourglasses, called maps in the name of their kernel, would be computed by; None: torch.
 
     Raises:
         ValueError: as `pixfit.kernels.library.load`.
     """
-    return _library(os.environ.get("PIXFIT_KERNEL"), os.environ.get("PIXFIT_LIBRARY_DIR"))
+    found = _library(os.environ.get("PIXFIT_KERNEL"), os.environ.get("PIXFIT_LIBRARY_DIR"))
+    serves = precision == "float32" or (precision == "bfloat16" and found is not None and found.products)
+    return found if serves else None
+
+
+def fast_maps() -> bool:
+    """Whether compiled hourglasses are faster in bfloat16 than in float32 here.
+
+    Raises:
+        ValueError: as `pixfit.kernels.library.load`.
+    """
+    found = maps_library("bfloat16")
+    return found is not None and found.fast_products
+
+
+def maps_name(found: Library, precision: str) -> str:
+    """What results call the kernel of an hourglass."""
+    means = ("", "-bfloat16", "-amx")[found.products if precision == "bfloat16" else 0]
+    return f"maps-{found.isa}{means}"
 
 
 @functools.cache
@@ -99,7 +129,7 @@ class _Hourglass(Structure):
     _fields_ = (
         *((name, c_int64) for name in (
             "height", "width", "inputs", "outputs", "down_kernel", "up_kernel", "skip_kernel", "mix", "nearest",
-            "reflect", "sigmoid", "threads",
+            "reflect", "sigmoid", "threads", "products",
         )),
         ("eps", c_double), ("slope", c_double), ("levels", POINTER(_Level)), ("level_count", c_int64),
     )  # fmt: skip
@@ -121,19 +151,24 @@ class _Loan:
             self._shelf.insert(0, self.memory)
 
 
+class _Call(NamedTuple):
+    found: Library
+    shape: HourglassShape
+    threads: int
+    products: int  # PixfitProducts of native/api.h
+
+
 class _Pixels(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, found: Library, shape: HourglassShape, threads: int, code: Tensor, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, call: _Call, code: Tensor, *parameters: Tensor) -> Tensor:
         code = code.permute(1, 2, 0).contiguous()
         own = [one.contiguous() for one in parameters]
-        net, floats = _net(found, shape, threads, code, own)
+        net, floats = _net(call, code, own)
         loan = _Loan(floats)
-        pixels = torch.empty(code.shape[0] * code.shape[1], shape.out_features, dtype=torch.float32)
-        _call(found, "pixfit_hourglass", net, code, _pointers(own, shape, code), pixels, loan.memory)
+        pixels = torch.empty(code.shape[0] * code.shape[1], call.shape.out_features, dtype=torch.float32)
+        _run(call.found, "pixfit_hourglass", net, code, _pointers(own, call.shape, code), pixels, loan.memory)
         ctx.save_for_backward(code, *own)
-        ctx.found, ctx.shape, ctx.threads, ctx.loan = found, shape, threads, loan
+        ctx.call, ctx.loan = call, loan
         return pixels
 
     @staticmethod
@@ -144,23 +179,22 @@ class _Pixels(torch.autograd.Function):
             )
         code, *parameters = ctx.saved_tensors
         dy = dy.contiguous()
-        net, _ = _net(ctx.found, ctx.shape, ctx.threads, code, parameters)
-        dcode = torch.empty_like(code) if ctx.needs_input_grad[3] else None
+        call = ctx.call
+        net, _ = _net(call, code, parameters)
+        dcode = torch.empty_like(code) if ctx.needs_input_grad[1] else None
         row = torch.empty(sum(one.numel() for one in parameters), dtype=torch.float32)
-        _call(
-            ctx.found, "pixfit_hourglass_back", net, dy, _pointers(parameters, ctx.shape, code), dcode,
-            _pointers([row], ctx.shape, code), ctx.loan.memory,
+        _run(
+            call.found, "pixfit_hourglass_back", net, dy, _pointers(parameters, call.shape, code), dcode,
+            _pointers([row], call.shape, code), ctx.loan.memory,
         )  # fmt: skip
         parts = torch.split(row, [one.numel() for one in parameters])
         gradients = [part.view(one.shape) for part, one in zip(parts, parameters, strict=True)]
-        return None, None, None, None if dcode is None else dcode.permute(2, 0, 1), *gradients
+        return None, None if dcode is None else dcode.permute(2, 0, 1), *gradients
 
 
-def _net(
-    found: Library, shape: HourglassShape, threads: int, code: Tensor, parameters: Sequence[Tensor]
-) -> tuple[_Hourglass, int]:
+def _net(call: _Call, code: Tensor, parameters: Sequence[Tensor]) -> tuple[_Hourglass, int]:
     """The hourglass as compiled code knows it, and the floats of memory that it needs."""
-    height, width, inputs = code.shape
+    shape, (height, width, inputs) = call.shape, code.shape
     sizes = _sizes(shape, inputs)
     if [one.numel() for one in parameters] not in (sizes, [sum(sizes)]):
         raise ValueError(
@@ -169,11 +203,11 @@ def _net(
     levels = (_Level * len(shape.levels))(*(_Level(*level) for level in shape.levels))
     net = _Hourglass(
         height, width, inputs, shape.out_features, *shape.kernels, shape.mix, shape.nearest, shape.reflect,
-        shape.sigmoid, threads,
+        shape.sigmoid, call.threads, call.products,
         shape.eps, shape.slope, levels, len(levels),
     )  # fmt: skip
     count = c_int64()
-    floats = found.handle.pixfit_hourglass_memory(ctypes.byref(net), ctypes.byref(count))
+    floats = call.found.handle.pixfit_hourglass_memory(ctypes.byref(net), ctypes.byref(count))
     if floats < 0 or count.value != len(sizes):
         raise ValueError(f"{shape} cannot be on a code {(inputs, height, width)}")
     return net, floats
@@ -214,7 +248,7 @@ def _pointers(tensors: Sequence[Tensor], shape: HourglassShape, code: Tensor) ->
     return (c_void_p * len(places))(*places)
 
 
-def _call(found: Library, name: str, net: _Hourglass, *given: Any) -> None:
+def _run(found: Library, name: str, net: _Hourglass, *given: Any) -> None:
     memory = given[-1]
     pointers = (c_void_p(one.data_ptr()) if isinstance(one, Tensor) else one for one in given)
     code = getattr(found.handle, name)(ctypes.byref(net), *pointers, c_int64(memory.numel()))

@@ -17,7 +17,7 @@ from pixfit.kernels import sources
 
 __all__ = ["ABI", "Library", "isas", "load", "refused", "why"]
 
-ABI = 3  # of native/api.h
+ABI = 4  # of native/api.h
 
 _FOLDER = Path(__file__).parent
 _REMEDY = "with a C++ compiler at hand, run `make venv`, or `pip install` pixfit again"
@@ -47,6 +47,17 @@ class Library:
         with AMX: 109 against 217 GFLOP/s a core, measured).
         """
         return self.isa == "avx512bf16" and _listed("vendor_id") == ("AuthenticAMD",)
+
+    @property
+    def products(self) -> int:
+        """How it multiplies bfloat16 in convolutions, a PixfitProducts of native/api.h: 0 not at all, 1 by dot products
+        of vectors, 2 by matrix units (AMX), which the system is asked for at the first call."""
+        return int(self.handle.pixfit_products())
+
+    @property
+    def fast_products(self) -> bool:
+        """Whether convolutions are faster with operands in bfloat16 than in float32."""
+        return self.products == 2 or (self.products == 1 and self.fast_bfloat16)
 
     def peak(self, seconds: float = 0.2, *, bfloat16: bool = False) -> float:
         """GFLOP/s of multiply-adds between registers, on the calling thread, measured for about that long."""
@@ -121,7 +132,7 @@ def _open(folder: Path, choice: sources.InstructionSet) -> Library | str:
     try:
         handle = ctypes.CDLL(str(path))
         handle.pixfit_abi.restype = handle.pixfit_supported.restype = handle.pixfit_scratch.restype = ctypes.c_int64
-        handle.pixfit_hourglass_memory.restype = ctypes.c_int64
+        handle.pixfit_hourglass_memory.restype = handle.pixfit_products.restype = ctypes.c_int64
         handle.pixfit_source_hash.restype = handle.pixfit_isa.restype = ctypes.c_char_p
         handle.pixfit_compiler.restype = ctypes.c_char_p
         handle.pixfit_peak.restype = handle.pixfit_sincos_time.restype = ctypes.c_double

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from pixfit.pieces import Canvas, Piece, cut
 from pixfit.problem import stream
 from pixfit.restore.fits import Fit, Watch, fit, pace
 from pixfit.restore.restored import Progress, Restored, true_colours
+from pixfit.spec import Precision
 from pixfit.store import Store
 from pixfit.tasks import CONTROL_PROBE, Task, blended
 
@@ -50,6 +51,7 @@ def restored(
     steps: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    precision: Precision | None = None,
     truth: Image | None = None,
     store: Store | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -67,7 +69,13 @@ def restored(
         raise ValueError(f"runs is {runs!r}; it must be a whole number from 1 to 64")
     if steps is not None and not (is_whole(steps) and steps >= 1):
         raise ValueError(f"steps is {steps!r}; it must be a whole number, 1 or more")
+    if precision not in (None, "float32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}; it may be float32 or bfloat16")
     began, chosen = time.monotonic(), run.choose_device(device)
+    if precision is None:
+        fast = task.coarse and chosen.type == "cpu" and kernels.fast_maps()
+        precision = "bfloat16" if fast else "float32"
+    task = replace(task, precision=precision)
     degraded = classical.enlarged(measurement, task.factor) if task.factor > 1 else measurement
     shape = (degraded.shape[0], degraded.shape[1], degraded.shape[2])
     clean = None if truth is None else true_colours(truth, degraded, task.name)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pixfit import metrics
 from pixfit.images import Image
 from pixfit.noise_estimate import NoiseLevel
+from pixfit.spec import Precision
 from pixfit.store import Store
 from pixfit.tasks import TaskName
 
@@ -59,6 +60,8 @@ class Options(TypedDict, total=False):
     steps        of a fit, at most.
     seed         of the networks and of the held-out pixels; 0 by default.
     device       ``"cpu"``, ``"cuda"``, …; by default a GPU where there is one.
+    precision    ``"float32"`` or ``"bfloat16"``, see `pixfit.Spec`; by default the latter where the processor is faster
+                 with it and the noise hides what it costs.
     truth        the true picture, for reporting only; it changes nothing.
     store        keeps finished fits, so that the same call goes on where an interrupted one ended; None: nothing is
                  kept. With a truth all fits are made anew, since their last and best pictures are not kept.
@@ -69,6 +72,7 @@ class Options(TypedDict, total=False):
     steps: int | None
     seed: int
     device: str | torch.device | None
+    precision: Precision | None
     truth: Image | None
     store: Store | None
     on_progress: Callable[[Progress], None] | None

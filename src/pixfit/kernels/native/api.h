@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define PIXFIT_ABI 3
+#define PIXFIT_ABI 4
 
 enum PixfitActivation { PIXFIT_NONE, PIXFIT_SINE, PIXFIT_FINER, PIXFIT_FINER_EXACT, PIXFIT_RELU, PIXFIT_GELU,
                         PIXFIT_SILU, PIXFIT_GAUSS };
@@ -20,6 +20,8 @@ enum PixfitOutput { PIXFIT_LINEAR, PIXFIT_SIGMOID };
 enum PixfitLoss { PIXFIT_MSE, PIXFIT_L1, PIXFIT_HUBER };
 enum PixfitOptimiser { PIXFIT_GRADIENT_ONLY, PIXFIT_ADAM, PIXFIT_SCHEDULE_FREE };
 enum PixfitBackward { PIXFIT_FLOAT32, PIXFIT_BFLOAT16 };
+// Operands of convolutions: as they are, or in bfloat16, by vectors or by the processor's matrix units.
+enum PixfitProducts { PIXFIT_PRODUCTS_FLOAT32, PIXFIT_PRODUCTS_BFLOAT16, PIXFIT_PRODUCTS_TILES };
 enum PixfitStatus { PIXFIT_OK, PIXFIT_STOPPED, PIXFIT_BAD_ARGUMENT, PIXFIT_NO_MEMORY };
 
 // y = norm(f(omega (W x + b))), or f(norm(...)) with norm_first, then (y + x) / sqrt 2 with skip.
@@ -92,7 +94,7 @@ typedef struct {
 typedef struct {
   int64_t height, width, inputs, outputs;
   int64_t kernel, stride;  // the kernel's side, odd
-  int64_t reflect, threads;
+  int64_t reflect, threads, products;
   double eps, slope;       // of the norm; of the leaky ReLU below 0
 } PixfitBlock;
 
@@ -106,6 +108,7 @@ typedef struct {
   int64_t height, width, inputs, outputs;
   int64_t down_kernel, up_kernel, skip_kernel;
   int64_t mix, nearest, reflect, sigmoid, threads;
+  int64_t products;  // PixfitProducts of all convolutions but that of the colours
   double eps, slope;
   const PixfitLevelOfMaps *levels;
   int64_t level_count;
@@ -120,6 +123,7 @@ const char *pixfit_source_hash(void);
 const char *pixfit_isa(void);       // what this library was compiled for: avx512bf16, avx512, avx2, baseline, neon
 int64_t pixfit_supported(void);     // whether this processor runs it
 const char *pixfit_compiler(void);
+int64_t pixfit_products(void);      // the fastest PixfitProducts with bfloat16 here; 0: there are none
 
 // Bytes of scratch memory that the two functions below need for such a call; -1: the plan is wrong. Its contents do not
 // matter, but it must not be shared by calls at one time; kept from call to call, it saves the system clearing it.

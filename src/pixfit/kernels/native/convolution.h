@@ -19,16 +19,29 @@ namespace {
 constexpr int ROWS = W == 16 ? 12 : MR;  // of a register tile: 12 x 2 accumulators are faster than products' 8 x 2
 constexpr int64_t WORTH = 1 << 25;  // multiply-adds that are worth a thread: some times what it takes to begin one
 
-// Runs work(first, last) on parts of [0, count) that are multiples of `grain`, on as many threads as the work is worth.
+// Runs work(first, last, thread) on parts of [0, count) that are multiples of `grain`, on as many threads as the work is
+// worth.
 // Whatever is summed is summed within one part, so that numbers do not depend on how many there are.
 template <typename Work>
 inline void shared(int64_t threads, int64_t products, int64_t count, int64_t grain, Work work) {
   const int64_t pieces = (count + grain - 1) / grain, most = std::min({threads, products / WORTH, pieces});
-  if (most <= 1) return work(0, count);
+  if (most <= 1) return work(0, count, 0);
   side_by_side(most, [&](int64_t thread, int64_t all) {
     const int64_t first = pieces * thread / all * grain, last = pieces * (thread + 1) / all * grain;
-    work(first, std::min(last, count));
+    work(first, std::min(last, count), thread);
   });
+}
+
+// The first `count` lanes of some vectors.
+template <int V>
+PIXFIT_INLINE void put(const vf (&c)[V], float *to, int64_t count) {
+  if (count == V * W) {
+    for (int v = 0; v < V; v++) store(to + v * W, c[v]);
+    return;
+  }
+  float lanes[V * W];
+  for (int v = 0; v < V; v++) store(lanes + v * W, c[v]);
+  for (int64_t j = 0; j < count; j++) to[j] = lanes[j];
 }
 
 // out[R pixels][lanes < count] = sum over `rows` runs of A (R pixels, `pixel` floats apart) times B [run][NR].
@@ -56,16 +69,7 @@ inline void pixels_tile(const float *a, ptrdiff_t pixel, ptrdiff_t row, int64_t 
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; r++) {
-    float *to = out + r * out_step;
-    if (count == V * W) {
-      for (int v = 0; v < V; v++) store(to + v * W, c[r][v]);
-    } else {
-      float lanes[V * W];
-      for (int v = 0; v < V; v++) store(lanes + v * W, c[r][v]);
-      for (int64_t j = 0; j < count; j++) to[j] = lanes[j];
-    }
-  }
+  for (int r = 0; r < R; r++) put(c[r], out + r * out_step, count);
 }
 
 template <int V>
@@ -172,7 +176,7 @@ struct Shapes {
   int64_t slope() const { return slope_high * slope_wide * b.outputs + NR; }  // a vector at the end reaches further
   int64_t packed() const { return panels * b.kernel * b.kernel * b.inputs * NR; }
   int64_t packed_back() const { return b.kernel * b.kernel * b.outputs * NR; }
-  int64_t floats() const { return back() + slope() + packed() + packed_back(); }
+  int64_t floats() const { return back() + slope() + std::max(packed(), packed_back()); }
 };
 
 inline int64_t mirrored(int64_t i, int64_t n) { return i < 0 ? -i : i >= n ? 2 * n - 2 - i : i; }
@@ -254,7 +258,7 @@ inline void convolve(const Shapes &s, const Field &x, const float *packed, float
   const int64_t k = s.b.inputs, run = s.b.kernel * k, row = x.row(), pixel = s.b.stride * k;
   const float *input = x.at(-s.border, -s.border);
   const int64_t panel = s.b.kernel * run * NR;
-  shared(s.b.threads, s.products, s.rows, 1, [&](int64_t first, int64_t last) {
+  shared(s.b.threads, s.products, s.rows, 1, [&](int64_t first, int64_t last, int64_t) {
     for (int64_t p = 0; p < s.panels; p++) {
       const int64_t count = std::min<int64_t>(NR, s.b.outputs - p * NR);
       for (int64_t y = first; y < last; y++) {
@@ -291,7 +295,7 @@ inline void convolve_back(const Shapes &s, const float *slope, const float *weig
                 b[few ? j * down * run : j] = j < count ? weight[at] : 0.0f;
               }
         const int64_t rows = (s.high - py + s.b.stride - 1) / s.b.stride;
-        shared(s.b.threads, rows * columns * down * run * count, rows, 1, [&](int64_t first, int64_t last) {
+        shared(s.b.threads, rows * columns * down * run * count, rows, 1, [&](int64_t first, int64_t last, int64_t) {
           for (int64_t y = first; y < last; y++) {
             const float *a = slope + (s.before + 1 - down + y) * row + (s.before + 1 - right) * o;
             float *to = out + ((py + y * s.b.stride) * s.wide + px) * k + p * NR;
@@ -309,7 +313,7 @@ inline void taps_back(const Shapes &s, const Field &x, const float *slope, float
   const int64_t n = s.b.kernel, k = s.b.inputs, o = s.b.outputs, row = x.row();
   const float *input = x.at(-s.border, -s.border);
   memset(packed, 0, sizeof(float) * s.packed());
-  shared(s.b.threads, s.products, n * k, ROWS, [&](int64_t first, int64_t last) {
+  shared(s.b.threads, s.products, n * k, ROWS, [&](int64_t first, int64_t last, int64_t) {
     for (int64_t y = 0; y < s.rows; y++)
       for (int64_t p = 0; p < s.panels; p++) {
         const float *b = slope + ((s.before + y) * s.slope_wide + s.before) * o + p * NR;

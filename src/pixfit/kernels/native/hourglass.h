@@ -46,10 +46,10 @@ class Hourglass {
     auto part = [&](int64_t inputs, int64_t outputs, int64_t kernel, int64_t stride, int64_t h, int64_t w,
                     int64_t edge) {
       Part p;
-      p.block = {h, w, inputs, outputs, kernel, stride, net.reflect, net.threads, net.eps, net.slope};
+      p.block = {h, w, inputs, outputs, kernel, stride, net.reflect, net.threads, net.products, net.eps, net.slope};
       if (!sound(&p.block)) throw PIXFIT_BAD_ARGUMENT;
       const Shapes s(p.block);
-      work = std::max(work, s.floats()), widest = std::max({widest, s.map(), h * w * inputs});
+      work = std::max(work, scratch_floats(s)), widest = std::max({widest, s.map(), h * w * inputs});
       p.weight = parameters, parameters += 4;
       p.map = take(s.map()), p.out = field(s.rows, s.columns, outputs, edge);
       p.mean = take(outputs), p.rate = take(outputs);
@@ -79,7 +79,7 @@ class Hourglass {
       stages.push_back(s);
       height = s.small_height, width = s.small_width, features = level.down;
     }
-    colours = {net.height, net.width, net.levels[0].up, net.outputs, 1, 1, 0, net.threads, 0.0, 1.0};
+    colours = {net.height, net.width, net.levels[0].up, net.outputs, 1, 1, 0, net.threads, 0, 0.0, 1.0};
     if (!sound(&colours)) throw PIXFIT_BAD_ARGUMENT;
     const Shapes s(colours);
     work = std::max(work, s.floats()), pixels = take(s.map());
@@ -196,7 +196,7 @@ inline void colours_backward(const PixfitHourglass &net, const Hourglass &all, c
                              const float *const *parameters, float *dx, float *const *gradients) {
   const Shapes s(all.colours);
   const int64_t floats = s.map();
-  float *slope = all.scratch, *packed = slope + s.slope(), *packed_back = packed + s.packed();
+  float *slope = all.scratch, *packed = slope + s.slope();
   for (int64_t i = 0; i < floats; i++) {
     const float y = all.pixels[i];
     slope[i] = net.sigmoid ? dy[i] * y * (1.0f - y) : dy[i];
@@ -210,7 +210,7 @@ inline void colours_backward(const PixfitHourglass &net, const Hourglass &all, c
     gradients[all.colours_weight + 1][k] = static_cast<float>(totals[0][k]);
   taps_back(s, x, slope, packed);
   unpacked(s, packed, gradients[all.colours_weight]);
-  convolve_back(s, slope, parameters[all.colours_weight], packed_back, dx);
+  convolve_back(s, slope, parameters[all.colours_weight], packed, dx);
 }
 
 inline const float *hourglass_forward(const PixfitHourglass &net, const Hourglass &all, const float *code,

@@ -81,6 +81,12 @@ PIXFIT_PUBLIC int64_t pixfit_supported(void) {
   return 1;
 }
 
+PIXFIT_PUBLIC int64_t pixfit_products(void) {
+  for (const int64_t products : {PIXFIT_PRODUCTS_TILES, PIXFIT_PRODUCTS_BFLOAT16})
+    if (can_multiply(products)) return products;
+  return PIXFIT_PRODUCTS_FLOAT32;
+}
+
 PIXFIT_PUBLIC int64_t pixfit_scratch(const PixfitPlan *plan, int64_t fit_count, int64_t samples, int64_t threads) {
   if (!sound(plan) || fit_count < 1 || samples < 1 || threads < 1) return -1;
   try {
@@ -171,7 +177,7 @@ PIXFIT_PUBLIC int64_t pixfit_forward(const PixfitPlan *plan, const PixfitFit *fi
 }
 
 PIXFIT_PUBLIC int64_t pixfit_hourglass_memory(const PixfitHourglass *net, int64_t *parameters) {
-  if (!net || !parameters || !net->levels || net->level_count < 1) return -1;
+  if (!net || !parameters || !net->levels || net->level_count < 1 || !can_multiply(net->products)) return -1;
   try {
     const Hourglass all(*net, nullptr);
     *parameters = all.parameters;

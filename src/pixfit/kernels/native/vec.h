@@ -94,10 +94,8 @@ PIXFIT_INLINE vf mixed(vf a, vf b, vi lanes) {
 #endif
 }
 
-// dst[c * dst_stride + r] = src[r * src_stride + c] * scale of an W x W block.
-PIXFIT_INLINE void transpose(const float *src, ptrdiff_t src_stride, float *dst, ptrdiff_t dst_stride, float scale) {
-  vf row[W];
-  for (int r = 0; r < W; r++) row[r] = load(src + r * src_stride) * scale;
+// Lane r of vector c becomes lane c of vector r.
+PIXFIT_INLINE void turn(vf (&row)[W]) {
 #pragma GCC unroll 4
   for (int step = 1; step < W; step *= 2) {
     vi low, high;
@@ -113,6 +111,13 @@ PIXFIT_INLINE void transpose(const float *src, ptrdiff_t src_stride, float *dst,
       row[r + step] = mixed(a, b, high);
     }
   }
+}
+
+// dst[c * dst_stride + r] = src[r * src_stride + c] * scale of an W x W block.
+PIXFIT_INLINE void transpose(const float *src, ptrdiff_t src_stride, float *dst, ptrdiff_t dst_stride, float scale) {
+  vf row[W];
+  for (int r = 0; r < W; r++) row[r] = load(src + r * src_stride) * scale;
+  turn(row);
   for (int r = 0; r < W; r++) store(dst + r * dst_stride, row[r]);
 }
 
