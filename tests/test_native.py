@@ -23,6 +23,9 @@ from tests.test_plan import SERVED, architectures, fixed, trained
 ISAS = library.isas()
 pytestmark = pytest.mark.skipif(not ISAS, reason="no compiled kernels here: " + "; ".join(library.refused().values()))
 each_isa = pytest.mark.parametrize("isa", ISAS or ["none"])
+BEST = library.load(ISAS[0]) if ISAS else None
+UNITS = BEST is not None and BEST.products == 2
+needs_units = pytest.mark.skipif(not UNITS, reason="this processor has no matrix units (AMX)")
 LOSSES = ("MSE", "L1", "Huber")
 
 
@@ -158,8 +161,13 @@ def test_wide_layers_whose_sums_are_cut(isa: str) -> None:
     assert_agrees(Problem(Siren(2, (300, 530, 290)), fits=1, samples=100), isa)
 
 
-@each_isa
-def test_bfloat16_backward_rounds_the_operands_and_leaves_the_forward_pass_alone(isa: str) -> None:
+@pytest.mark.parametrize("isa", [*ISAS, *(["vectors"] if UNITS else [])] or ["none"])
+def test_bfloat16_backward_rounds_the_operands_and_leaves_the_forward_pass_alone(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isa == "vectors":  # where the processor would take its matrix units
+        isa = ISAS[0]
+        monkeypatch.setattr(library.Library, "products", 1)
     for model in (Siren(2, 33), Siren(1, 300), *SERVED[5:12]):
         problem = Problem(model, samples=64, channels=2)  # 128 values: the mean's factor does not change a rounding
         losses, gradient = problem.gradient(isa, backward="bfloat16")
@@ -169,6 +177,29 @@ def test_bfloat16_backward_rounds_the_operands_and_leaves_the_forward_pass_alone
         assert 1e-4 < apart(gradient, full) < 3e-2
         # The sums' order differs, so a number on the edge between two bfloat16 may go either way.
         assert apart(gradient, rounded) < 0.3 * apart(gradient, full)
+
+
+@needs_units
+@given(
+    model=architectures(), channels=st.integers(1, 19), samples=st.integers(1, 300), threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_matrix_units_do_as_vectors_do(model: Model, channels: int, samples: int, threads: int, seed: int) -> None:
+    """On any shape. A fit that has gone wrong, whose numbers are in the same memory, changes nothing for the others."""
+    problem = Problem(model, samples=samples, channels=channels, fits=3, seed=seed)
+    found = []
+    for products in (1, 2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(library.Library, "products", products)
+            found.append(problem.gradient(ISAS[0], backward="bfloat16", threads=threads)[1])
+    _, full = problem.gradient(ISAS[0])
+    assert apart(found[1], found[0]) < 0.2 * apart(full, found[0]) + 1e-5
+    problem.weights[0] = math.nan
+    again = problem.gradient(ISAS[0], backward="bfloat16", threads=1)[1]
+    assert bool(again[0].isnan().any())
+    assert torch.equal(again[1:], problem.gradient(ISAS[0], backward="bfloat16", threads=threads)[1][1:])
+    assert apart(again[1:], found[1][1:]) < 1e-6
 
 
 @each_isa

@@ -114,7 +114,8 @@ class Lowered:
 
     def __init__(self, found: Served, state: Training, threads: int) -> None:
         loaded, plan = found
-        self.name = f"fused-{loaded.isa}"
+        units = "-amx" if state.backward == "bfloat16" and loaded.products == 2 else ""
+        self.name = f"fused-{loaded.isa}{units}"
         spec, stack, samples = state.spec, state.stack, state.samples
         self._state, self._stack, self._samples, self._threads = state, stack, samples, threads
         places = {entry.name: entry.start for entry in stack.layout}

@@ -106,7 +106,7 @@ def fast_maps() -> bool:
         ValueError: as `pixfit.kernels.library.load`.
     """
     found = maps_library("bfloat16")
-    return found is not None and found.fast_products
+    return found is not None and found.fast_bfloat16
 
 
 def maps_name(found: Library, precision: str) -> str:

@@ -40,24 +40,19 @@ class Library:
     handle: ctypes.CDLL
 
     @property
-    def fast_bfloat16(self) -> bool:
-        """Whether it multiplies bfloat16 faster than float32, so that the precision ``bfloat16-backward`` pays.
-
-        AMD's processors do, at twice the rate. Intel's have the same instruction at half the rate of float32 (a Xeon
-        with AMX: 109 against 217 GFLOP/s a core, measured).
-        """
-        return self.isa == "avx512bf16" and _listed("vendor_id") == ("AuthenticAMD",)
-
-    @property
     def products(self) -> int:
-        """How it multiplies bfloat16 in convolutions, a PixfitProducts of native/api.h: 0 not at all, 1 by dot products
-        of vectors, 2 by matrix units (AMX), which the system is asked for at the first call."""
+        """How it multiplies bfloat16, a PixfitProducts of native/api.h: 0 not at all, 1 by dot products of vectors,
+        2 by matrix units (AMX), which the system is asked for at the first call."""
         return int(self.handle.pixfit_products())
 
     @property
-    def fast_products(self) -> bool:
-        """Whether convolutions are faster with operands in bfloat16 than in float32."""
-        return self.products == 2 or (self.products == 1 and self.fast_bfloat16)
+    def fast_bfloat16(self) -> bool:
+        """Whether it multiplies bfloat16 faster than float32, so that the precisions with it pay.
+
+        Matrix units do, at many times the rate. Of dot products those of AMD's processors have twice the rate of
+        float32, and Intel's half of it (a Xeon: 121 against 242 GFLOP/s a core, measured).
+        """
+        return self.products == 2 or (self.products == 1 and _listed("vendor_id") == ("AuthenticAMD",))
 
     def peak(self, seconds: float = 0.2, *, bfloat16: bool = False) -> float:
         """GFLOP/s of multiply-adds between registers, on the calling thread, measured for about that long."""

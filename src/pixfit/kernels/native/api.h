@@ -19,7 +19,7 @@ enum PixfitInterpolation { PIXFIT_BILINEAR, PIXFIT_CATMULL_ROM, PIXFIT_SPLINE };
 enum PixfitOutput { PIXFIT_LINEAR, PIXFIT_SIGMOID };
 enum PixfitLoss { PIXFIT_MSE, PIXFIT_L1, PIXFIT_HUBER };
 enum PixfitOptimiser { PIXFIT_GRADIENT_ONLY, PIXFIT_ADAM, PIXFIT_SCHEDULE_FREE };
-enum PixfitBackward { PIXFIT_FLOAT32, PIXFIT_BFLOAT16 };
+enum PixfitBackward { PIXFIT_FLOAT32, PIXFIT_BFLOAT16, PIXFIT_BFLOAT16_TILES };  // the last: by matrix units
 // Operands of convolutions: as they are, or in bfloat16, by vectors or by the processor's matrix units.
 enum PixfitProducts { PIXFIT_PRODUCTS_FLOAT32, PIXFIT_PRODUCTS_BFLOAT16, PIXFIT_PRODUCTS_TILES };
 enum PixfitStatus { PIXFIT_OK, PIXFIT_STOPPED, PIXFIT_BAD_ARGUMENT, PIXFIT_NO_MEMORY };

@@ -12,6 +12,7 @@ namespace {
 
 bool sound(const PixfitPlan *plan) {
   if (!plan || plan->abi != PIXFIT_ABI || plan->layer_count < 1 || !plan->layers) return false;
+  if (plan->backward == PIXFIT_BFLOAT16_TILES && !has_tiles()) return false;
   if (plan->in_features < 1 || plan->out_features < 1 || plan->lift_features < 1) return false;
   int64_t inputs = plan->lift_features;
   auto inside = [&](int64_t at, int64_t n) { return at == -1 || (at >= 0 && at + n <= plan->parameters); };

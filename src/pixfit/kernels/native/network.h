@@ -5,6 +5,7 @@
 #ifndef PIXFIT_NETWORK_H
 #define PIXFIT_NETWORK_H
 
+#include <optional>
 #include <vector>
 
 #include "api.h"
@@ -27,7 +28,7 @@ struct Network {
   std::vector<Place> places;
   int64_t packed = 0, gradient = 0, workspace = 0;  // sizes in floats
   int64_t points = 0, tile = 0;  // of a tile: how many, and the rows of a panel, which are some more
-  int64_t lift = 0, dx = 0, features = 0, pairs_dy = 0, pairs_dt = 0, pairs_xt = 0;
+  int64_t lift = 0, dx = 0, features = 0, pairs_dy = 0, pairs_dt = 0, pairs_xt = 0, turned = 0;
   int64_t widest = 0;
   bool grid;
 
@@ -36,7 +37,8 @@ struct Network {
   bool simple(int64_t i) const { return layer(i).norm == PIXFIT_NO_NORM && !layer(i).skip; }
   // Numbers from one point's gradient of a grid's features to the next one's: whole vectors.
   int64_t slope_pitch() const { return round_up(plan.lift_features, W); }
-  bool bfloat16(int64_t i) const { return plan.backward == PIXFIT_BFLOAT16 && !(i == 0 && plan.lift == PIXFIT_RAW); }
+  bool tiles() const { return plan.backward == PIXFIT_BFLOAT16_TILES; }
+  bool bfloat16(int64_t i) const { return plan.backward != PIXFIT_FLOAT32 && !(i == 0 && plan.lift == PIXFIT_RAW); }
 
   Network(const PixfitPlan &given, int64_t samples, bool trained) : plan(given), grid(given.lift == PIXFIT_GRID) {
     widest = plan.lift_features;
@@ -46,7 +48,7 @@ struct Network {
     points = widest <= 64 ? 64 : widest <= 128 || !trained ? 128 : 256;
     points = round_up(samples < points ? samples : points, 2 * MR);
     // Panels a power of two apart would share few sets of the caches.
-    tile = points + MR;
+    tile = (tiles() ? round_up(points, DEEP) : points) + MR;
     auto floats = [](int64_t &total, int64_t n) {
       int64_t at = total;
       total += round_up(n, 16);
@@ -59,7 +61,7 @@ struct Network {
       Place p{};
       int64_t in = round_up(l.inputs, NR), out = round_up(l.outputs, NR);
       p.forward = floats(packed, l.inputs * out);
-      p.backward = floats(packed, round_up(l.outputs, 2) * in);
+      p.backward = floats(packed, std::max(l.outputs, round_up((l.outputs + 1) / 2, W)) * in);
       p.bias = floats(packed, out);
       auto cost = [](int64_t rows, int64_t lanes) { return round_up(rows, 2) * round_up(lanes, W); };
       p.turned = cost(l.inputs, l.outputs) < cost(l.outputs, l.inputs);
@@ -78,10 +80,11 @@ struct Network {
     }
     dx = floats(workspace, panels(widest));
     features = floats(workspace, round_up(plan.lift_features, NR) * (grid ? tile : 1) + NR);
-    if (plan.backward == PIXFIT_BFLOAT16) {
+    if (plan.backward != PIXFIT_FLOAT32) {
       pairs_dy = floats(workspace, panels(widest));
       pairs_dt = floats(workspace, panels(widest));
       pairs_xt = floats(workspace, panels(widest));
+      turned = floats(workspace, panels(widest));
     }
   }
 };
@@ -120,9 +123,10 @@ inline void pack(const Network &net, int64_t index, const float *parameters, flo
 #if defined(__AVX512BF16__)
   if (paired) {
     uint32_t *back = reinterpret_cast<uint32_t *>(packed + place.backward);
-    const int64_t k = (l.outputs + 1) / 2;
+    const int64_t k = (l.outputs + 1) / 2, deep = round_up(k, W);
     for (int64_t i = 0; i < round_up(l.inputs, NR); i += W) {
-      uint32_t *panel = back + (i / NR) * k * NR + i % NR;
+      uint32_t *panel = back + (i / NR) * deep * NR + i % NR;
+      for (int64_t row = k; row < deep; row++) memset(panel + row * NR, 0, sizeof(vf));
       for (int64_t o = 0; o < l.outputs; o += 2) {
         const float *rows = w + o * l.inputs + i;
         const bool second = o + 1 < l.outputs;
@@ -457,13 +461,6 @@ inline float *forward(const Network &net, const float *parameters, const float *
 // ------------------------------------------------------------------------------------------------------------ backward
 
 #if defined(__AVX512BF16__)
-PIXFIT_INLINE vu joined(vf low, vf high) {  // bfloat16 of `low` in the low halves of the lanes, of `high` in the high
-  __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-  alignas(64) static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                 8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return (vu)_mm512_permutexvar_epi16(_mm512_load_si512(order), both);
-}
-
 // [panel][T][NR] floats as pairs of points [panel][T / 2][NR].
 inline void pair_points(const float *x, int64_t features, int64_t tile, int64_t n, uint32_t *out) {
   for (int64_t p = 0; p * NR < features; p++) {
@@ -472,8 +469,8 @@ inline void pair_points(const float *x, int64_t features, int64_t tile, int64_t 
     const bool both = features - p * NR > W;
 #pragma GCC unroll 4
     for (int64_t t = 0; t < n * NR; t += 2 * NR, to += NR) {
-      _mm512_storeu_si512(to, (__m512i)joined(load(from + t), load(from + t + NR)));
-      if (both) _mm512_storeu_si512(to + W, (__m512i)joined(load(from + t + W), load(from + t + NR + W)));
+      _mm512_storeu_si512(to, paired(load(from + t), load(from + t + NR)));
+      if (both) _mm512_storeu_si512(to + W, paired(load(from + t + W), load(from + t + NR + W)));
     }
   }
 }
@@ -485,17 +482,18 @@ inline void pair_both(const float *x, int64_t features, int64_t tile, int64_t n,
     const float *from = x + p * tile * NR;
     uint32_t *to = points + p * (tile / 2) * NR, *across = pairs + p * tile * W;
     const int64_t left = features - p * NR;
-    const vf low = lanes_below(static_cast<int>(left < W ? left : W));
-    const vf high = lanes_below(static_cast<int>(left < W ? 0 : left < NR ? left - W : W));
+    auto mask = [](int64_t lanes) { return static_cast<__mmask16>((1u << std::clamp<int64_t>(lanes, 0, W)) - 1); };
+    const __mmask16 low = mask(left), high = mask(left - W);
+    auto own = [](__mmask16 lanes, const float *p) { return (vf)_mm512_maskz_loadu_ps(lanes, p); };
     vf sum_low{}, sum_high{};
 #pragma GCC unroll 2
     for (int64_t t = 0; t < n * NR; t += 2 * NR, to += NR, across += NR) {
-      const vf a = load(from + t) * low, b = load(from + t + W) * high;
-      const vf c = load(from + t + NR) * low, d = load(from + t + NR + W) * high;
+      const vf a = own(low, from + t), b = own(high, from + t + W);
+      const vf c = own(low, from + t + NR), d = own(high, from + t + NR + W);
       sum_low += a + c;
       sum_high += b + d;
-      _mm512_storeu_si512(to, (__m512i)joined(a, c));
-      _mm512_storeu_si512(to + W, (__m512i)joined(b, d));
+      _mm512_storeu_si512(to, paired(a, c));
+      _mm512_storeu_si512(to + W, paired(b, d));
       _mm512_storeu_si512(across, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
       _mm512_storeu_si512(across + W, (__m512i)_mm512_cvtne2ps_pbh((__m512)d, (__m512)c));
     }
@@ -511,6 +509,10 @@ inline void backward(const Network &net, const float *parameters, const float *p
                      int64_t n, bool fresh) {
   const int64_t tile = net.tile;
   float *s = work + net.dx;
+#if defined(PIXFIT_TILES)
+  std::optional<TilesInUse> in_use;
+  if (net.tiles()) in_use.emplace(TALL);
+#endif
   for (int64_t i = net.count() - 1; i >= 0; i--) {
     const PixfitLayer &l = net.layer(i);
     const Place &p = net.places[i];
@@ -538,12 +540,24 @@ inline void backward(const Network &net, const float *parameters, const float *p
       uint32_t *xt = reinterpret_cast<uint32_t *>(work + net.pairs_xt);
       pair_both(du, l.outputs, tile, n, dt, dy, gradient + p.shift);
       pair_points(x, l.inputs, tile, n, xt);
-      if (p.turned) weights_product_bf16(xt, l.inputs, dt, l.outputs, tile, n, matrix, p.stride, fresh);
-      else weights_product_bf16(dt, l.outputs, xt, l.inputs, tile, n, matrix, p.stride, fresh);
-      if (first && !net.grid) return;
       const uint32_t *back = reinterpret_cast<const uint32_t *>(packed + p.backward);
-      if (direct) points_product_bf16<Finish::Multiply>(dy, l.outputs, back, l.inputs, tile, n, below, s);
-      else points_product_bf16<Finish::Store>(dy, l.outputs, back, l.inputs, tile, n, s, s);
+#if defined(PIXFIT_TILES)
+      if (net.tiles()) {
+        uint32_t *turned = reinterpret_cast<uint32_t *>(work + net.turned);
+        if (p.turned) weights_product_tiles(xt, l.inputs, dt, l.outputs, tile, n, turned, matrix, p.stride, fresh);
+        else weights_product_tiles(dt, l.outputs, xt, l.inputs, tile, n, turned, matrix, p.stride, fresh);
+        if (first && !net.grid) return;
+        if (direct) points_product_tiles<Into::Multiply>(dy, l.outputs, back, l.inputs, tile, n, below);
+        else points_product_tiles<Into::Store>(dy, l.outputs, back, l.inputs, tile, n, s);
+      } else
+#endif
+      {
+        if (p.turned) weights_product_bf16(xt, l.inputs, dt, l.outputs, tile, n, matrix, p.stride, fresh);
+        else weights_product_bf16(dt, l.outputs, xt, l.inputs, tile, n, matrix, p.stride, fresh);
+        if (first && !net.grid) return;
+        if (direct) points_product_bf16<Finish::Multiply>(dy, l.outputs, back, l.inputs, tile, n, below, s);
+        else points_product_bf16<Finish::Store>(dy, l.outputs, back, l.inputs, tile, n, s, s);
+      }
     } else
 #endif
     {

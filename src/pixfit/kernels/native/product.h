@@ -4,6 +4,9 @@
 #ifndef PIXFIT_PRODUCT_H
 #define PIXFIT_PRODUCT_H
 
+#include <algorithm>
+
+#include "tiles.h"
 #include "vec.h"
 
 namespace {
@@ -226,7 +229,7 @@ inline void points_product_bf16(const uint32_t *in, int64_t inputs, const uint32
                                 int64_t tile, int64_t n, float *out, float *partial) {
   const int64_t depth = (inputs + 1) / 2;
   for (int64_t p = 0; p * NR < outputs; p++) {
-    const uint32_t *b = packed + p * depth * NR;
+    const uint32_t *b = packed + p * round_up(depth, W) * NR;
     const bool half = outputs - p * NR <= W;
     float *panel = out + p * tile * NR, *sums = partial + p * tile * NR;
     for (int64_t from = 0; from < depth; from += DEEPEST) {
@@ -264,6 +267,130 @@ inline void weights_product_bf16(const uint32_t *a, int64_t rows, const uint32_t
 }
 
 #endif  // __AVX512BF16__
+
+#if defined(PIXFIT_TILES)
+
+// The same once more, by the matrix units. Pairs are filled up with zeros to whole tiles on both sides.
+
+// Where the sums of A x B tiles go: added, multiplied, or put in the place of what is there. Only `rows` are.
+enum class Into { Store, Multiply, Add };
+
+template <Into I, int A, int B>
+PIXFIT_WITH_TILES inline void put_tiles(float *out, int64_t stride, int64_t rows) {
+  alignas(64) float sums[A * TALL][NR];
+  constexpr int64_t step = NR * sizeof(float);
+  const bool direct = I == Into::Store && rows >= A * TALL;
+  float *to = direct ? out : sums[0];
+  const int64_t to_step = direct ? stride * static_cast<int64_t>(sizeof(float)) : step;
+  _tile_stored(0, to, to_step);
+  if (B == 2) _tile_stored(1, to + W, to_step);
+  to += TALL * (direct ? stride : NR);
+  if (A == 2) _tile_stored(2, to, to_step);
+  if (A == 2 && B == 2) _tile_stored(3, to + W, to_step);
+  settled();
+  if (direct) return;
+  for (int64_t r = 0; r < std::min<int64_t>(rows, A * TALL); r++)
+    for (int v = 0; v < B; v++) {
+      float *p = out + r * stride + v * W;
+      const vf c = load(sums[r] + v * W);
+      store(p, I == Into::Store ? c : I == Into::Add ? load(p) + c : load(p) * c);
+    }
+}
+
+// The sums of `blocks` tiles along A's and B's pairs. Steps from one row to the next and from tile to tile, in pairs.
+template <int A, int B>
+PIXFIT_WITH_TILES inline void sum_tiles(const uint32_t *a, int64_t a_step, int64_t a_block, const uint32_t *b,
+                                        int64_t blocks) {
+  const int64_t a_bytes = a_step * static_cast<int64_t>(sizeof *a);
+  constexpr int64_t b_bytes = NR * sizeof *b;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  settled();
+  for (int64_t k = 0; k < blocks; k++, a += a_block, b += W * NR) {
+    _tile_loadd(4, a, a_bytes);
+    _tile_loadd(6, b, b_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if (B == 2) {
+      _tile_loadd(7, b + W, b_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (A == 2) {
+      _tile_loadd(5, a + TALL * a_step, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      if (B == 2) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+}
+
+template <Into I, int B>
+PIXFIT_WITH_TILES inline void points_panel_tiles(const uint32_t *in, const uint32_t *b, int64_t blocks, int64_t tile,
+                                                 int64_t n, float *out) {
+  int64_t t = 0;
+  for (; t + 2 * TALL <= n; t += 2 * TALL) {
+    sum_tiles<2, B>(in + t * W, W, tile * W, b, blocks);
+    put_tiles<I, 2, B>(out + t * NR, NR, 2 * TALL);
+  }
+  if (t < n) {  // a multiple of TALL
+    sum_tiles<1, B>(in + t * W, W, tile * W, b, blocks);
+    put_tiles<I, 1, B>(out + t * NR, NR, TALL);
+  }
+}
+
+template <Into I>
+inline void points_product_tiles(const uint32_t *in, int64_t inputs, const uint32_t *packed, int64_t outputs,
+                                 int64_t tile, int64_t n, float *out) {
+  const int64_t blocks = (inputs + DEEP - 1) / DEEP;
+  for (int64_t p = 0; p * NR < outputs; p++) {
+    const uint32_t *b = packed + p * blocks * W * NR;
+    if (outputs - p * NR <= W) points_panel_tiles<I, 1>(in, b, blocks, tile, n, out + p * tile * NR);
+    else points_panel_tiles<I, 2>(in, b, blocks, tile, n, out + p * tile * NR);
+  }
+}
+
+template <Into I, int B>
+PIXFIT_WITH_TILES inline void weights_panel_tiles(const uint32_t *a, int64_t rows, const uint32_t *b, int64_t blocks,
+                                                  float *out, int64_t stride) {
+  const int64_t step = blocks * W;
+  int64_t r = 0;
+  for (; r + TALL < rows; r += 2 * TALL) {
+    sum_tiles<2, B>(a + r * step, step, W, b, blocks);
+    put_tiles<I, 2, B>(out + r * stride, stride, rows - r);
+  }
+  if (r < rows) {
+    sum_tiles<1, B>(a + r * step, step, W, b, blocks);
+    put_tiles<I, 1, B>(out + r * stride, stride, rows - r);
+  }
+}
+
+// a, b: [panel][T / 2][NR] pairs of points, of which those from n / 2 on are made 0 as far as tiles reach; `turned`:
+// memory for a with the pairs of a feature side by side.
+inline void weights_product_tiles(const uint32_t *a, int64_t rows, uint32_t *b, int64_t lanes, int64_t tile, int64_t n,
+                                  uint32_t *turned, float *gradient, int64_t stride, bool fresh) {
+  const int64_t pairs = n / 2, blocks = (n + DEEP - 1) / DEEP, step = blocks * W;
+  for (int64_t r = 0; r < rows; r += W)
+    for (int64_t t = 0; t < step; t += W) {
+      const uint32_t *from = a + (r / NR) * (tile / 2) * NR + t * NR + r % NR;
+      vf block[W];
+      for (int64_t j = 0; j < W; j++) block[j] = t + j < pairs ? load(reinterpret_cast<const float *>(from + j * NR)) : vf{};
+      turn(block);
+      for (int64_t j = 0; j < W; j++) store(reinterpret_cast<float *>(turned + (r + j) * step + t), block[j]);
+    }
+  for (int64_t p = 0; p * NR < lanes; p++) {
+    uint32_t *right = b + p * (tile / 2) * NR;
+    memset(right + pairs * NR, 0, sizeof *right * (step - pairs) * NR);
+    float *out = gradient + p * NR;
+    if (lanes - p * NR <= W)
+      fresh ? weights_panel_tiles<Into::Store, 1>(turned, rows, right, blocks, out, stride)
+            : weights_panel_tiles<Into::Add, 1>(turned, rows, right, blocks, out, stride);
+    else
+      fresh ? weights_panel_tiles<Into::Store, 2>(turned, rows, right, blocks, out, stride)
+            : weights_panel_tiles<Into::Add, 2>(turned, rows, right, blocks, out, stride);
+  }
+}
+
+#endif  // PIXFIT_TILES
 
 }  // namespace
 #endif
