@@ -81,8 +81,11 @@ def test_a_script_prints_its_table_as_json(run: Run, script: str) -> None:
     check(document, kernel=True)
     paths = {row["path"] for row in document["rows"]}
     assert {"plain", "torch", "fused-fp32"} <= paths
-    if script not in ("render", "prior"):  # rendering has no backward pass, and that of maps is not rounded
+    if script not in ("render", "prior"):  # rendering has no backward pass
         assert set(FUSED) <= paths
+    found = library.load()
+    assert found is not None
+    assert ("fused-bf16" in paths) is (script == "prior" and found.products > 0)
 
 
 @needs_kernel

@@ -194,6 +194,7 @@ def doctor(store: str | Path) -> dict[str, Any]:
         "kernel": kernel if loaded is None else f"fused-{loaded.isa}",
         "why": f"{library.why()}; {_why(kernel)}" if loaded is None else library.why(),
         **({} if loaded is None else {"other fits": f"{kernel}: {_why(kernel)}"}),
+        **({} if loaded is None else {"bfloat16": _bfloat16(loaded)}),
         "matrix products": f"{plain:.0f} GFLOP/s in torch"
         + ("" if chosen is None else f", {chosen:.0f} with {kernel}"),
         "kernels": _compiled(kernel),
@@ -232,6 +233,12 @@ def _compiled(kernel: str) -> dict[str, Any]:
         "sincos_ns": limits[1],
         "cost": cost,
     }
+
+
+def _bfloat16(loaded: library.Library) -> str:
+    how = ("rounded and multiplied in float32", "by dot products of vectors", "by matrix units (AMX)")[loaded.products]
+    taken = "recipes take it" if loaded.fast_bfloat16 else "slower than float32, so that only those who ask get it"
+    return f"{how}; {taken}"
 
 
 def _why(kernel: str) -> str:
