@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -184,6 +184,7 @@ def test_bfloat16_backward_rounds_the_operands_and_leaves_the_forward_pass_alone
     model=architectures(), channels=st.integers(1, 19), samples=st.integers(1, 300), threads=st.integers(1, 3),
     seed=st.integers(0, 99),
 )  # fmt: skip
+@example(model=Mlp(2, (1, 1, 17), activation="relu", norm="layer"), channels=1, samples=1, threads=1, seed=0)
 @settings(max_examples=100, deadline=None)
 def test_matrix_units_do_as_vectors_do(model: Model, channels: int, samples: int, threads: int, seed: int) -> None:
     """On any shape. A fit that has gone wrong, whose numbers are in the same memory, changes nothing for the others."""
