@@ -83,7 +83,6 @@ class Task:
         factor: pixels of the answer for one of the measurement, along a side.
         reach: pixels along a side that one measured pixel depends on.
         precision: of the fit, see `Spec`.
-        coarse: whether bfloat16 is exact enough. Beside noise it is; fits of exact values lose 0.1 dB.
     """
 
     name: TaskName
@@ -105,7 +104,6 @@ class Task:
     factor: int = 1
     reach: int = 1
     precision: Precision = "float32"
-    coarse: bool = False
 
     def steps(self, height: int, width: int) -> int:
         """Steps at most, for a picture of that size."""
@@ -157,11 +155,11 @@ def denoising(
                 "above 0"
             )
         sigma = level.sigma(0.0)
-        return Task("denoise", Identity(), estimate, Never(), blend=True, held_out=0.0, sigma=sigma, coarse=True)
+        return Task("denoise", Identity(), estimate, Never(), blend=True, held_out=0.0, sigma=sigma)
     fraction = _HELD_OUT_SQUARES if squares else _HELD_OUT
     return Task(
         "denoise", Identity(), estimate, HeldOut(150, _REACH), blend=True, level=level_of, held_out=fraction,
-        squares=squares, coarse=True,
+        squares=squares,
     )  # fmt: skip
 
 

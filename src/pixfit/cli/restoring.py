@@ -40,7 +40,7 @@ _Precision = Annotated[
     str,
     typer.Option(
         metavar="auto|float32|bfloat16",
-        help="Number format of products; auto takes bfloat16 beside noise where the processor is faster with it.",
+        help="Number format of products; auto takes bfloat16 where the processor is faster with it.",
     ),
 ]
 _Store = Annotated[

@@ -73,8 +73,7 @@ def restored(
         raise ValueError(f"precision is {precision!r}; it may be float32 or bfloat16")
     began, chosen = time.monotonic(), run.choose_device(device)
     if precision is None:
-        fast = task.coarse and chosen.type == "cpu" and kernels.fast_maps()
-        precision = "bfloat16" if fast else "float32"
+        precision = "bfloat16" if chosen.type == "cpu" and kernels.fast_maps() else "float32"
     task = replace(task, precision=precision)
     degraded = classical.enlarged(measurement, task.factor) if task.factor > 1 else measurement
     shape = (degraded.shape[0], degraded.shape[1], degraded.shape[2])

@@ -61,7 +61,7 @@ class Options(TypedDict, total=False):
     seed         of the networks and of the held-out pixels; 0 by default.
     device       ``"cpu"``, ``"cuda"``, …; by default a GPU where there is one.
     precision    ``"float32"`` or ``"bfloat16"``, see `pixfit.Spec`; by default the latter where the processor is faster
-                 with it and the noise hides what it costs.
+                 with it.
     truth        the true picture, for reporting only; it changes nothing.
     store        keeps finished fits, so that the same call goes on where an interrupted one ended; None: nothing is
                  kept. With a truth all fits are made anew, since their last and best pictures are not kept.

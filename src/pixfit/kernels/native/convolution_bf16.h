@@ -163,114 +163,48 @@ inline void taps_rows_bf16(const Taps &t, int64_t inputs) {  // a multiple of TA
 
 #if defined(PIXFIT_TILES)
 
-// One tile of sums to where it belongs, by way of memory of its own where not all of its lanes do.
-#define PIXFIT_PUT(tile, rows, to, step, lanes)                                                     \
-  do {                                                                                              \
-    float *const place = to;                                                                        \
-    const int64_t many = lanes;                                                                     \
-    if (many >= TALL) {                                                                             \
-      _tile_stored(tile, place, (step) * sizeof(float));                                            \
-    } else {                                                                                        \
-      alignas(64) float whole[TALL * TALL];                                                         \
-      _tile_stored(tile, whole, TALL * sizeof(float));                                              \
-      settled();                                                                                    \
-      for (int64_t r = 0; r < (rows); r++) memcpy(place + r * (step), whole + r * TALL, sizeof(float) * many); \
-    }                                                                                               \
-  } while (false)
-
 // A x B tiles of 16 pixels by 16 lanes, from pixel x on.
 template <int A, int B>
-PIXFIT_WITH_TILES inline void pixels_tiles(const Factors &f, int64_t x, int64_t rows) {
-  const int64_t deep = round_up(f.run, DEEP), a_step = f.pixel * static_cast<int64_t>(sizeof(bf));
-  constexpr int64_t b_step = 2 * NR * sizeof(bf);
-  _tile_zero(0);
-  if (B == 2) _tile_zero(1);
-  if (A == 2) _tile_zero(2);
-  if (A == 2 && B == 2) _tile_zero(3);
+PIXFIT_WITH_TILES inline void pixels_tiles(const Factors &f, int64_t x, int64_t pixels) {
+  const int64_t deep = round_up(f.run, DEEP), a_bytes = f.pixel * static_cast<int64_t>(sizeof(bf));
+  clear_tiles<A, B>();
   for (int64_t y = 0; y < f.rows; y++) {
     const bf *a = f.pieces[y] + x * f.pixel, *b = f.b + y * deep * NR;
-    for (int64_t i = 0; i < deep; i += DEEP, b += DEEP * NR) {
-      _tile_loadd(4, a + i, a_step);
-      _tile_loadd(6, b, b_step);
-      _tile_dpbf16ps(0, 4, 6);
-      if (B == 2) {
-        _tile_loadd(7, b + 2 * W, b_step);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      if (A == 2) {
-        _tile_loadd(5, a + i + TALL * f.pixel, a_step);
-        _tile_dpbf16ps(2, 5, 6);
-        if (B == 2) _tile_dpbf16ps(3, 5, 7);
-      }
-    }
+    for (int64_t i = 0; i < deep; i += DEEP, b += DEEP * NR)
+      add_tiles<A, B>(a + i, a_bytes, TALL * a_bytes, b, 2 * NR * sizeof(bf));
   }
-  float *out = f.out + x * f.out_step, *below = out + TALL * f.out_step;
-  PIXFIT_PUT(0, rows, out, f.out_step, f.lanes);
-  if (B == 2) PIXFIT_PUT(1, rows, out + TALL, f.out_step, f.lanes - TALL);
-  if (A == 2) PIXFIT_PUT(2, rows, below, f.out_step, f.lanes);
-  if (A == 2 && B == 2) PIXFIT_PUT(3, rows, below + TALL, f.out_step, f.lanes - TALL);
+  put_tiles<Into::Store, A, B>(f.out + x * f.out_step, f.out_step, pixels, f.lanes);
 }
 
 // Where pixels do not divide, some are made twice.
 template <int B>
 PIXFIT_WITH_TILES inline void pixels_row_tiles(const Factors &f, int64_t pixels) {
   const int64_t rows = std::min(pixels, TALL);
-  settled();
   int64_t x = 0;
-  for (; x + 2 * TALL <= pixels; x += 2 * TALL) pixels_tiles<2, B>(f, x, rows);
+  for (; x + 2 * TALL <= pixels; x += 2 * TALL) pixels_tiles<2, B>(f, x, 2 * TALL);
   for (; x < pixels; x += TALL) pixels_tiles<1, B>(f, std::min(x, pixels - rows), rows);
-  settled();
 }
 
 template <int A, int B>
 PIXFIT_WITH_TILES inline void taps_tiles(const Taps &t, int64_t input) {
-  constexpr int64_t out_step = NR * sizeof(float), b_width = sizeof(bf);
-  const int64_t a_step = t.a_step * b_width, b_step = t.b_step * b_width;
-  float *out = t.out + input * NR;
-  if (t.fresh) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, out, out_step);
-    if (B == 2) _tile_loadd(1, out + TALL, out_step);
-    if (A == 2) _tile_loadd(2, out + TALL * NR, out_step);
-    if (A == 2 && B == 2) _tile_loadd(3, out + TALL * NR + TALL, out_step);
-  }
+  const int64_t a_bytes = t.a_step * static_cast<int64_t>(sizeof(bf));
+  clear_tiles<A, B>();
   for (int64_t y = 0; y < t.rows; y++) {
     const bf *a = t.a + y * t.a_row + input * t.a_step, *b = t.b + y * t.b_row;
-    for (int64_t x = 0; x < t.columns; x += DEEP, b += DEEP / 2 * t.b_step) {
-      _tile_loadd(4, a + x, a_step);
-      _tile_loadd(6, b, b_step);
-      _tile_dpbf16ps(0, 4, 6);
-      if (B == 2) {
-        _tile_loadd(7, b + 2 * W, b_step);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      if (A == 2) {
-        _tile_loadd(5, a + x + TALL * t.a_step, a_step);
-        _tile_dpbf16ps(2, 5, 6);
-        if (B == 2) _tile_dpbf16ps(3, 5, 7);
-      }
-    }
+    for (int64_t x = 0; x < t.columns; x += DEEP, b += DEEP / 2 * t.b_step)
+      add_tiles<A, B>(a + x, a_bytes, TALL * a_bytes, b, t.b_step * static_cast<int64_t>(sizeof(bf)));
   }
-  _tile_stored(0, out, out_step);
-  if (B == 2) _tile_stored(1, out + TALL, out_step);
-  if (A == 2) _tile_stored(2, out + TALL * NR, out_step);
-  if (A == 2 && B == 2) _tile_stored(3, out + TALL * NR + TALL, out_step);
+  float *out = t.out + input * NR;
+  if (t.fresh) put_tiles<Into::Store, A, B>(out, NR, A * TALL, B * TALL);
+  else put_tiles<Into::Add, A, B>(out, NR, A * TALL, B * TALL);
 }
 
 template <int B>
 PIXFIT_WITH_TILES inline void taps_rows_tiles(const Taps &t, int64_t inputs) {
-  settled();
   int64_t i = 0;
   for (; i + 2 * TALL <= inputs; i += 2 * TALL) taps_tiles<2, B>(t, i);
   if (i < inputs) taps_tiles<1, B>(t, i);
-  settled();
 }
-
-#undef PIXFIT_PUT
 
 #endif  // PIXFIT_TILES
 

@@ -272,56 +272,14 @@ inline void weights_product_bf16(const uint32_t *a, int64_t rows, const uint32_t
 
 // The same once more, by the matrix units. Pairs are filled up with zeros to whole tiles on both sides.
 
-// Where the sums of A x B tiles go: added, multiplied, or put in the place of what is there. Only `rows` are.
-enum class Into { Store, Multiply, Add };
-
-template <Into I, int A, int B>
-PIXFIT_WITH_TILES inline void put_tiles(float *out, int64_t stride, int64_t rows) {
-  alignas(64) float sums[A * TALL][NR];
-  constexpr int64_t step = NR * sizeof(float);
-  const bool direct = I == Into::Store && rows >= A * TALL;
-  float *to = direct ? out : sums[0];
-  const int64_t to_step = direct ? stride * static_cast<int64_t>(sizeof(float)) : step;
-  _tile_stored(0, to, to_step);
-  if (B == 2) _tile_stored(1, to + W, to_step);
-  to += TALL * (direct ? stride : NR);
-  if (A == 2) _tile_stored(2, to, to_step);
-  if (A == 2 && B == 2) _tile_stored(3, to + W, to_step);
-  settled();
-  if (direct) return;
-  for (int64_t r = 0; r < std::min<int64_t>(rows, A * TALL); r++)
-    for (int v = 0; v < B; v++) {
-      float *p = out + r * stride + v * W;
-      const vf c = load(sums[r] + v * W);
-      store(p, I == Into::Store ? c : I == Into::Add ? load(p) + c : load(p) * c);
-    }
-}
-
-// The sums of `blocks` tiles along A's and B's pairs. Steps from one row to the next and from tile to tile, in pairs.
+// Steps from one row of A to the next and from tile to tile, in pairs.
 template <int A, int B>
-PIXFIT_WITH_TILES inline void sum_tiles(const uint32_t *a, int64_t a_step, int64_t a_block, const uint32_t *b,
-                                        int64_t blocks) {
-  const int64_t a_bytes = a_step * static_cast<int64_t>(sizeof *a);
-  constexpr int64_t b_bytes = NR * sizeof *b;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  settled();
-  for (int64_t k = 0; k < blocks; k++, a += a_block, b += W * NR) {
-    _tile_loadd(4, a, a_bytes);
-    _tile_loadd(6, b, b_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if (B == 2) {
-      _tile_loadd(7, b + W, b_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if (A == 2) {
-      _tile_loadd(5, a + TALL * a_step, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if (B == 2) _tile_dpbf16ps(3, 5, 7);
-    }
-  }
+PIXFIT_WITH_TILES PIXFIT_INLINE void sum_tiles(const uint32_t *a, int64_t a_step, int64_t a_block, const uint32_t *b,
+                                               int64_t blocks) {
+  const int64_t bytes = a_step * static_cast<int64_t>(sizeof *a);
+  clear_tiles<A, B>();
+  for (int64_t k = 0; k < blocks; k++, a += a_block, b += W * NR)
+    add_tiles<A, B>(a, bytes, TALL * bytes, b, NR * sizeof *b);
 }
 
 template <Into I, int B>
@@ -330,11 +288,11 @@ PIXFIT_WITH_TILES inline void points_panel_tiles(const uint32_t *in, const uint3
   int64_t t = 0;
   for (; t + 2 * TALL <= n; t += 2 * TALL) {
     sum_tiles<2, B>(in + t * W, W, tile * W, b, blocks);
-    put_tiles<I, 2, B>(out + t * NR, NR, 2 * TALL);
+    put_tiles<I, 2, B>(out + t * NR, NR, 2 * TALL, B * TALL);
   }
   if (t < n) {  // a multiple of TALL
     sum_tiles<1, B>(in + t * W, W, tile * W, b, blocks);
-    put_tiles<I, 1, B>(out + t * NR, NR, TALL);
+    put_tiles<I, 1, B>(out + t * NR, NR, TALL, B * TALL);
   }
 }
 
@@ -356,11 +314,11 @@ PIXFIT_WITH_TILES inline void weights_panel_tiles(const uint32_t *a, int64_t row
   int64_t r = 0;
   for (; r + TALL < rows; r += 2 * TALL) {
     sum_tiles<2, B>(a + r * step, step, W, b, blocks);
-    put_tiles<I, 2, B>(out + r * stride, stride, rows - r);
+    put_tiles<I, 2, B>(out + r * stride, stride, rows - r, B * TALL);
   }
   if (r < rows) {
     sum_tiles<1, B>(a + r * step, step, W, b, blocks);
-    put_tiles<I, 1, B>(out + r * stride, stride, rows - r);
+    put_tiles<I, 1, B>(out + r * stride, stride, rows - r, B * TALL);
   }
 }
 

@@ -76,6 +76,59 @@ class TilesInUse {
   TilesInUse &operator=(const TilesInUse &) = delete;
 };
 
+// Sums of A tiles of 16 rows by B tiles of 16 lanes: begun,
+template <int A, int B>
+PIXFIT_WITH_TILES PIXFIT_INLINE void clear_tiles() {
+  _tile_zero(0);
+  if (B == 2) _tile_zero(1);
+  if (A == 2) _tile_zero(2);
+  if (A == 2 && B == 2) _tile_zero(3);
+  settled();
+}
+
+// with 32 products more in each, of rows that are so many bytes apart; `below`: bytes from row 0 of A to row 16,
+template <int A, int B>
+PIXFIT_WITH_TILES PIXFIT_INLINE void add_tiles(const void *a, int64_t a_bytes, int64_t below, const void *b,
+                                               int64_t b_bytes) {
+  _tile_loadd(4, a, a_bytes);
+  _tile_loadd(6, b, b_bytes);
+  _tile_dpbf16ps(0, 4, 6);
+  if (B == 2) {
+    _tile_loadd(7, static_cast<const char *>(b) + TALL * sizeof(float), b_bytes);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  if (A == 2) {
+    _tile_loadd(5, static_cast<const char *>(a) + below, a_bytes);
+    _tile_dpbf16ps(2, 5, 6);
+    if (B == 2) _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+enum class Into { Store, Multiply, Add };
+
+// and put into the first `rows` and `lanes` of a matrix, in the place of what is there, or multiplied or added to it.
+template <Into I, int A, int B>
+PIXFIT_WITH_TILES PIXFIT_INLINE void put_tiles(float *out, int64_t stride, int64_t rows, int64_t lanes) {
+  alignas(64) float sums[A * TALL][B * TALL];
+  const bool direct = I == Into::Store && rows >= A * TALL && lanes >= B * TALL;
+  const int64_t step = direct ? stride : B * TALL, bytes = step * static_cast<int64_t>(sizeof(float));
+  float *to = direct ? out : sums[0];
+  _tile_stored(0, to, bytes);
+  if (B == 2) _tile_stored(1, to + TALL, bytes);
+  if (A == 2) _tile_stored(2, to + TALL * step, bytes);
+  if (A == 2 && B == 2) _tile_stored(3, to + TALL * step + TALL, bytes);
+  settled();
+  if (direct) return;
+  rows = rows < A * TALL ? rows : A * TALL;
+  for (int64_t r = 0; r < rows; r++, out += stride)
+    for (int64_t lane = 0; lane < B * TALL && lane < lanes; lane += W) {
+      const vf c = load(sums[r] + lane);
+      const __mmask16 own = static_cast<__mmask16>(lanes - lane >= W ? 0xffff : (1 << (lanes - lane)) - 1);
+      const vf before = I == Into::Store ? vf{} : (vf)_mm512_maskz_loadu_ps(own, out + lane);
+      _mm512_mask_storeu_ps(out + lane, own, (__m512)(I == Into::Store ? c : I == Into::Add ? before + c : before * c));
+    }
+}
+
 #endif
 
 }  // namespace
