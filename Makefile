@@ -30,7 +30,7 @@ sanitize: venv
 	export PIXFIT_LIBRARY_DIR=build/sanitized/pixfit/kernels ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"; \
 	$(BIN)/python -c "from pixfit.kernels import library; assert library.isas(), library.why()" && \
-	$(BIN)/python -m pytest --capture=sys tests/test_native.py tests/test_native_maps.py
+	$(BIN)/python -m pytest --capture=sys tests/test_native.py tests/test_native_maps.py tests/test_rounded_maps.py
 
 # Against the machine's limits; `make bench BENCH_SECONDS=60` for steadier numbers. Nothing is written.
 BENCH_SECONDS ?= 20

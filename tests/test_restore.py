@@ -254,6 +254,7 @@ def test_bfloat16_is_taken_where_the_machine_is_faster_with_it(monkeypatch: pyte
         restore.denoise(image, steps=2)
         restore.denoise(image, steps=2, precision="float32")
         restore.upscale(image, 2, steps=2, precision="bfloat16")
+        assert restore.denoise(image, steps=2).precision == fitted.pop().precision
     chosen = [task.precision for task in fitted]
     assert chosen == ["bfloat16", "float32", "bfloat16", "float32", "float32", "bfloat16"]
 

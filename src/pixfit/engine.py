@@ -201,7 +201,7 @@ class _Loop:
         if spec.precision == "bfloat16-backward":
             rounded = model.plan(model.in_features, views[0].shape[0])
         threads = torch.get_num_threads()
-        own = spec.kernel == "auto" and device.type == "cpu"
+        own = spec.kernel == "auto" and device.type == "cpu" and isinstance(model, PicturePrior)
         maps = kernels.maps_library(spec.precision) if own else None
         self.stack = Stack(
             model, views[0].shape[0], weights, masks, threads=0 if maps is None else threads, rounded=rounded,

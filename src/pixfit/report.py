@@ -236,7 +236,9 @@ def _compiled(kernel: str) -> dict[str, Any]:
 
 
 def _bfloat16(loaded: library.Library) -> str:
-    how = ("rounded and multiplied in float32", "by dot products of vectors", "by matrix units (AMX)")[loaded.products]
+    if not loaded.products:
+        return "not by these kernels"
+    how = "by matrix units (AMX)" if loaded.products == 2 else "by dot products of vectors"
     taken = "recipes take it" if loaded.fast_bfloat16 else "slower than float32, so that only those who ask get it"
     return f"{how}; {taken}"
 

@@ -126,18 +126,19 @@ def _open(folder: Path, choice: sources.InstructionSet) -> Library | str:
         return "not built: no compiler worked when pixfit was installed"
     try:
         handle = ctypes.CDLL(str(path))
-        handle.pixfit_abi.restype = handle.pixfit_supported.restype = handle.pixfit_scratch.restype = ctypes.c_int64
+        handle.pixfit_abi.restype = ctypes.c_int64
+        handle.pixfit_isa.restype = ctypes.c_char_p
+        abi, compiled_for = handle.pixfit_abi(), handle.pixfit_isa().decode()
+        if abi != ABI or compiled_for != choice.name:
+            return f"{path.name} is {compiled_for} with ABI {abi}, not {choice.name} with ABI {ABI}"
+        handle.pixfit_supported.restype = handle.pixfit_scratch.restype = ctypes.c_int64
         handle.pixfit_hourglass_memory.restype = handle.pixfit_products.restype = ctypes.c_int64
-        handle.pixfit_source_hash.restype = handle.pixfit_isa.restype = ctypes.c_char_p
-        handle.pixfit_compiler.restype = ctypes.c_char_p
+        handle.pixfit_source_hash.restype = handle.pixfit_compiler.restype = ctypes.c_char_p
         handle.pixfit_peak.restype = handle.pixfit_sincos_time.restype = ctypes.c_double
         handle.pixfit_peak.argtypes = [ctypes.c_double, ctypes.c_int64]
         handle.pixfit_sincos_time.argtypes = [ctypes.c_double]
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error})"
-    abi, compiled_for = handle.pixfit_abi(), handle.pixfit_isa().decode()
-    if abi != ABI or compiled_for != choice.name:
-        return f"{path.name} is {compiled_for} with ABI {abi}, not {choice.name} with ABI {ABI}"
     if handle.pixfit_source_hash().decode() != _hash():
         return "built from other sources than those beside it"
     if not handle.pixfit_supported():

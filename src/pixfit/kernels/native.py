@@ -30,7 +30,7 @@ _OUTPUTS = ("linear", "sigmoid")
 _LOSSES = ("MSE", "L1", "Huber")
 _INTERPOLATIONS = ("linear", "cubic", "spline")
 _RULES = ("gradient", "adam", "schedule_free")
-_BACKWARDS = ("float32", "bfloat16", "bfloat16 by matrix units")
+_BACKWARDS = ("float32", "bfloat16")
 _STOPPED, _NO_MEMORY = 1, 3
 _SHORT = 2.0e10  # multiply-adds of a call that is over before anyone could wish to interrupt it
 _ASK = 0.1  # seconds between two questions whether to stop a longer one
@@ -158,9 +158,7 @@ class Fused:
         def place(name: str | None) -> int:
             return -1 if name is None else places[name]
 
-        how = _BACKWARDS.index(backward)
-        if how == 1 and library.products == 2:
-            how = 2
+        products = max(1, library.products) if _BACKWARDS.index(backward) else 0
         self._sizes: dict[tuple[int, int, int], int] = {}
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._layers = (_Layer * len(plan.layers))(
@@ -185,7 +183,7 @@ class Fused:
             interpolation=_INTERPOLATIONS.index(lift.interpolation), corner=lift.alignment == "corner",
             row_axis=lift.row_axis, low=lift.low, high=lift.high,
             layers=ctypes.addressof(self._layers), layer_count=len(plan.layers), output=_OUTPUTS.index(plan.output),
-            backward=how,
+            backward=products,
         )  # fmt: skip
 
     def steps(

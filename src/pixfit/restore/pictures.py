@@ -155,6 +155,7 @@ def restored(
         stop_step=round(sum(useful) / max(1, len(useful))),
         steps=round(sum(one.steps for one in fits) / count), seconds=time.monotonic() - began,
         degraded=degraded, fitted=whole_ones["fitted"], control=whole_ones["control"], weight=weight,
+        precision=task.precision,
         curves=tuple(one.curve for one in fits), last=whole_ones.get("last"), oracle=whole_ones.get("oracle"),
         notes=_notes(pieces, fits),
     )  # fmt: skip

@@ -95,6 +95,7 @@ class Restored:
         control: (C, H, W), the classical estimate: non-local means or BM3D, bi-harmonic, total variation, or a median.
         weight: of the fit in the blend, in [0, 1]; 1 where nothing was blended.
         noise: level of the noise, given or estimated; None where not used.
+        precision: of the fits, see `Options`.
         curves: a fit each: ``step`` (K,) and ``held_out`` (K,), the mean squared error at the held-out pixels, or the
             one that SURE estimates of the whole picture.
         last, oracle: (C, H, W), the fits' pictures at their last steps and at those nearest to the truth; None without
@@ -114,6 +115,7 @@ class Restored:
     control: Tensor
     weight: float = 1.0
     noise: NoiseLevel | None = None
+    precision: Precision = "float32"
     curves: tuple[Mapping[str, Tensor], ...] = ()
     last: Tensor | None = None
     oracle: Tensor | None = None

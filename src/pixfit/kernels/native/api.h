@@ -19,9 +19,8 @@ enum PixfitInterpolation { PIXFIT_BILINEAR, PIXFIT_CATMULL_ROM, PIXFIT_SPLINE };
 enum PixfitOutput { PIXFIT_LINEAR, PIXFIT_SIGMOID };
 enum PixfitLoss { PIXFIT_MSE, PIXFIT_L1, PIXFIT_HUBER };
 enum PixfitOptimiser { PIXFIT_GRADIENT_ONLY, PIXFIT_ADAM, PIXFIT_SCHEDULE_FREE };
-enum PixfitBackward { PIXFIT_FLOAT32, PIXFIT_BFLOAT16, PIXFIT_BFLOAT16_TILES };  // the last: by matrix units
-// Operands of convolutions: as they are, or in bfloat16, by vectors or by the processor's matrix units.
-enum PixfitProducts { PIXFIT_PRODUCTS_FLOAT32, PIXFIT_PRODUCTS_BFLOAT16, PIXFIT_PRODUCTS_TILES };
+// Operands of products: as they are, or in bfloat16, by vectors or by the processor's matrix units.
+enum PixfitProducts { PIXFIT_FLOAT32, PIXFIT_BFLOAT16, PIXFIT_TILES };
 enum PixfitStatus { PIXFIT_OK, PIXFIT_STOPPED, PIXFIT_BAD_ARGUMENT, PIXFIT_NO_MEMORY };
 
 // y = norm(f(omega (W x + b))), or f(norm(...)) with norm_first, then (y + x) / sqrt 2 with skip.
@@ -56,7 +55,7 @@ typedef struct {
   const PixfitLayer *layers;
   int64_t layer_count;
   int64_t output;
-  int64_t backward;  // PixfitBackward
+  int64_t backward;  // PixfitProducts on the way back
 } PixfitPlan;
 
 // Where the numbers of one fit are.

@@ -17,7 +17,7 @@ inline Rows inside(const Field &f) { return {f.at(0, 0), f.height, f.width * f.f
 // Floats that a block needs on either way.
 inline int64_t scratch_floats(const Shapes &s) {
 #if defined(__AVX512BF16__)
-  if (s.b.products != PIXFIT_PRODUCTS_FLOAT32) return s.back() + s.slope() + Rounding(s).floats();
+  if (s.b.products != PIXFIT_FLOAT32) return s.back() + s.slope() + Rounding(s).floats();
 #endif
   return s.floats();
 }
@@ -26,7 +26,7 @@ inline void block_forward(const PixfitBlock &block, const Field &x, const float 
                           const float *shift, float *map, const Field &y, float *mean, float *rate, float *scratch) {
   const Shapes s(block);
 #if defined(__AVX512BF16__)
-  if (block.products != PIXFIT_PRODUCTS_FLOAT32) convolve(Rounding(s), x, weight, scratch, map);
+  if (block.products != PIXFIT_FLOAT32) convolve(Rounding(s), x, weight, scratch, map);
   else
 #endif
     packed_forward(s, weight, scratch), convolve(s, x, scratch, map);
@@ -47,7 +47,7 @@ inline void block_backward(const PixfitBlock &block, const float *dy, const Fiel
   norm_backward(dy, map, s.rows * s.columns, block.outputs, gain, shift, mean, rate, static_cast<float>(block.slope),
                 inner, dgain, dshift);
 #if defined(__AVX512BF16__)
-  if (block.products != PIXFIT_PRODUCTS_FLOAT32) {
+  if (block.products != PIXFIT_FLOAT32) {
     const Rounding r(s);
     taps_back(r, x, slope, rest, dweight);
     if (dx) convolve_back(r, slope, weight, rest, bordered);

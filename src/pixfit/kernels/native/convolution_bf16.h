@@ -1,5 +1,5 @@
-// The three products of a convolution with operands in bfloat16, summed in float32: by the dot products of AVX-512, or by
-// the matrix units (AMX) where the processor has them. Maps stay in float32 and are rounded a few rows at a time.
+// The three products of a convolution with operands in bfloat16, summed in float32: by the dot products of AVX-512, or
+// by the matrix units (AMX) where the processor has them. Maps stay in float32 and are rounded a few rows at a time.
 
 #ifndef PIXFIT_CONVOLUTION_BF16_H
 #define PIXFIT_CONVOLUTION_BF16_H
@@ -11,16 +11,16 @@ namespace {
 
 inline bool can_multiply(int64_t products) {
 #if defined(__AVX512BF16__)
-  if (products == PIXFIT_PRODUCTS_BFLOAT16) return true;
+  if (products == PIXFIT_BFLOAT16) return true;
 #endif
-  return products == PIXFIT_PRODUCTS_FLOAT32 || (products == PIXFIT_PRODUCTS_TILES && has_tiles());
+  return products == PIXFIT_FLOAT32 || (products == PIXFIT_TILES && has_tiles());
 }
 
 #if defined(__AVX512BF16__)
 
 typedef uint16_t bf;  // the bits of one
 
-constexpr int64_t BAND = 1 << 18;  // numbers of a band of rows that the gradient of weights is summed over: 512 kB
+constexpr int64_t BAND = 1 << 18;  // numbers of a band of rows that the gradient of weights is summed over: about 512 kB
 
 PIXFIT_INLINE vf some(const float *p, int64_t count) {  // the others are 0
   if (count >= W) return load(p);
@@ -161,7 +161,7 @@ inline void taps_rows_bf16(const Taps &t, int64_t inputs) {  // a multiple of TA
   for (int64_t i = 0; i < inputs; i += TALL / 2) taps_tile_bf16<TALL / 2, V>(t, i);
 }
 
-#if defined(PIXFIT_TILES)
+#if defined(PIXFIT_HAS_TILES)
 
 // A x B tiles of 16 pixels by 16 lanes, from pixel x on.
 template <int A, int B>
@@ -206,12 +206,12 @@ PIXFIT_WITH_TILES inline void taps_rows_tiles(const Taps &t, int64_t inputs) {
   if (i < inputs) taps_tiles<1, B>(t, i);
 }
 
-#endif  // PIXFIT_TILES
+#endif  // PIXFIT_HAS_TILES
 
 // Runs the body with the matrix units made ready for tiles of so many rows, if they are to be used.
 template <typename Body>
 inline void with_tiles(bool tiles, int64_t rows, Body body) {
-#if defined(PIXFIT_TILES)
+#if defined(PIXFIT_HAS_TILES)
   if (tiles) {
     const TilesInUse in_use(rows);
     return body();
@@ -222,7 +222,7 @@ inline void with_tiles(bool tiles, int64_t rows, Body body) {
 }
 
 inline void pixels_product(bool tiles, const Factors &f, int64_t pixels) {
-#if defined(PIXFIT_TILES)
+#if defined(PIXFIT_HAS_TILES)
   if (tiles) return f.lanes > TALL ? pixels_row_tiles<2>(f, pixels) : pixels_row_tiles<1>(f, pixels);
 #endif
   (void)tiles;
@@ -230,7 +230,7 @@ inline void pixels_product(bool tiles, const Factors &f, int64_t pixels) {
 }
 
 inline void taps_product(bool tiles, const Taps &t, int64_t inputs, bool two) {
-#if defined(PIXFIT_TILES)
+#if defined(PIXFIT_HAS_TILES)
   if (tiles) return two ? taps_rows_tiles<2>(t, inputs) : taps_rows_tiles<1>(t, inputs);
 #endif
   (void)tiles;
@@ -244,7 +244,7 @@ struct Rounding {
   int64_t deep, inputs, lanes;  // of one row of the kernel, filled up to whole tiles, as are inputs and outputs
   int64_t across, phase;        // columns of the slope; of the input in one phase of the stride, and where tiles end
   int64_t band;                 // rows of the slope
-  explicit Rounding(const Shapes &shapes) : s(shapes), tiles(s.b.products == PIXFIT_PRODUCTS_TILES) {
+  explicit Rounding(const Shapes &shapes) : s(shapes), tiles(s.b.products == PIXFIT_TILES) {
     deep = round_up(s.b.kernel * s.b.inputs, DEEP), inputs = round_up(s.b.inputs, TALL), lanes = s.panels * NR;
     across = round_up(s.columns, DEEP), phase = round_up(across + (s.b.kernel - 1) / s.b.stride, DEEP);
     band = std::clamp<int64_t>(BAND / (s.b.stride * input_row() + slope_row()), 1, s.rows);
@@ -301,15 +301,16 @@ inline void convolve(const Rounding &r, const Field &x, const float *weight, flo
   bf *packed = reinterpret_cast<bf *>(lane_rows + r.lane_rows()), *windows = packed + r.packed();
   packed_forward(r, weight, lane_rows, packed);
   const int64_t n = s.b.kernel, k = s.b.inputs, o = s.b.outputs;
+  std::vector<const bf *> all_pieces(s.b.threads * n);  // here, since a thread's error would end the process
   shared(s.b.threads, s.products, s.rows, 1, [&](int64_t first, int64_t last, int64_t thread) {
-    std::vector<const bf *> pieces(n);
+    const bf **pieces = all_pieces.data() + thread * n;
     Window window(x.at(-s.border, -s.border), x.row(), s.wide * k, n, first * s.b.stride, windows + thread * r.window());
     with_tiles(r.tiles, std::min(s.columns, TALL), [&] {
       for (int64_t y = first; y < last; y++) {
         window.upto(y * s.b.stride + n - 1);
         for (int64_t ty = 0; ty < n; ty++) pieces[ty] = window.at(y * s.b.stride + ty);
         for (int64_t p = 0; p < s.panels; p++) {
-          const Factors f{pieces.data(), n, n * k, s.b.stride * k, packed + p * n * r.deep * NR,
+          const Factors f{pieces, n, n * k, s.b.stride * k, packed + p * n * r.deep * NR,
                           out + y * s.columns * o + p * NR, o, std::min<int64_t>(NR, o - p * NR)};
           pixels_product(r.tiles, f, s.columns);
         }
@@ -324,6 +325,7 @@ inline void convolve_back(const Rounding &r, const float *slope, const float *we
   const int64_t n = s.b.kernel, k = s.b.inputs, o = s.b.outputs, stride = s.b.stride, taps = n * n;
   float *lane_rows = aligned(memory);
   bf *packed = reinterpret_cast<bf *>(lane_rows + r.lane_rows()), *windows = packed + r.packed_back();
+  std::vector<const bf *> all_pieces(s.b.threads * n);
   for (int64_t py = 0; py < std::min(stride, s.high); py++)
     for (int64_t px = 0; px < std::min(stride, s.wide); px++) {
       const int64_t down = py < n ? (n - py + stride - 1) / stride : 0;
@@ -351,7 +353,7 @@ inline void convolve_back(const Rounding &r, const float *slope, const float *we
         }
       }
       shared(s.b.threads, rows * columns * down * run * k, rows, 1, [&](int64_t first, int64_t last, int64_t thread) {
-        std::vector<const bf *> pieces(down);
+        const bf **pieces = all_pieces.data() + thread * n;
         const int64_t above = s.before + 1 - down;
         Window window(slope, s.slope_wide * o, s.slope_wide * o, s.before + 1, above + first,
                       windows + thread * r.window_back());
@@ -360,7 +362,7 @@ inline void convolve_back(const Rounding &r, const float *slope, const float *we
             window.upto(above + y + down - 1);
             for (int64_t ty = 0; ty < down; ty++) pieces[ty] = window.at(above + y + ty) + (s.before + 1 - right) * o;
             for (int64_t p = 0; p < s.back_panels; p++) {
-              const Factors f{pieces.data(), down, run, o, packed + p * panel,
+              const Factors f{pieces, down, run, o, packed + p * panel,
                               out + ((py + y * stride) * s.wide + px) * k + p * NR, stride * k,
                               std::min<int64_t>(NR, k - p * NR)};
               pixels_product(r.tiles, f, columns);
@@ -419,6 +421,7 @@ inline void unpacked(const Rounding &r, const float *packed, float *weight) {
     }
 }
 
+// Each thread turns all rows for itself: to meet after each band would take longer.
 inline void taps_back(const Rounding &r, const Field &x, const float *slope, float *memory, float *dweight) {
   const Shapes &s = r.s;
   const int64_t n = s.b.kernel, o = s.b.outputs, stride = s.b.stride, blocks = (r.inputs + 2 * TALL - 1) / (2 * TALL);

@@ -12,7 +12,9 @@ namespace {
 
 bool sound(const PixfitPlan *plan) {
   if (!plan || plan->abi != PIXFIT_ABI || plan->layer_count < 1 || !plan->layers) return false;
-  if (plan->backward == PIXFIT_BFLOAT16_TILES && !has_tiles()) return false;
+  if (plan->backward != PIXFIT_FLOAT32 && plan->backward != PIXFIT_BFLOAT16 &&
+      !(plan->backward == PIXFIT_TILES && has_tiles()))
+    return false;
   if (plan->in_features < 1 || plan->out_features < 1 || plan->lift_features < 1) return false;
   int64_t inputs = plan->lift_features;
   auto inside = [&](int64_t at, int64_t n) { return at == -1 || (at >= 0 && at + n <= plan->parameters); };
@@ -83,9 +85,9 @@ PIXFIT_PUBLIC int64_t pixfit_supported(void) {
 }
 
 PIXFIT_PUBLIC int64_t pixfit_products(void) {
-  for (const int64_t products : {PIXFIT_PRODUCTS_TILES, PIXFIT_PRODUCTS_BFLOAT16})
+  for (const int64_t products : {PIXFIT_TILES, PIXFIT_BFLOAT16})
     if (can_multiply(products)) return products;
-  return PIXFIT_PRODUCTS_FLOAT32;
+  return PIXFIT_FLOAT32;
 }
 
 PIXFIT_PUBLIC int64_t pixfit_scratch(const PixfitPlan *plan, int64_t fit_count, int64_t samples, int64_t threads) {

@@ -37,7 +37,7 @@ struct Network {
   bool simple(int64_t i) const { return layer(i).norm == PIXFIT_NO_NORM && !layer(i).skip; }
   // Numbers from one point's gradient of a grid's features to the next one's: whole vectors.
   int64_t slope_pitch() const { return round_up(plan.lift_features, W); }
-  bool tiles() const { return plan.backward == PIXFIT_BFLOAT16_TILES; }
+  bool tiles() const { return plan.backward == PIXFIT_TILES; }
   bool bfloat16(int64_t i) const { return plan.backward != PIXFIT_FLOAT32 && !(i == 0 && plan.lift == PIXFIT_RAW); }
 
   Network(const PixfitPlan &given, int64_t samples, bool trained) : plan(given), grid(given.lift == PIXFIT_GRID) {
@@ -503,13 +503,14 @@ inline void pair_both(const float *x, int64_t features, int64_t tile, int64_t n,
 }
 #endif
 
-// Adds the gradient of n points (a multiple of MR), whose loss gradient dU of the output is in the last layer's panel,
-// to a part's sums, or (fresh) begins them: only the sums of dU and the norms have to be 0 before. With a grid the gradient at the lifted features is left in `work + net.dx`.
+// Adds the gradient of n points (a multiple of 2 MR), whose loss gradient dU of the output is in the last layer's panel,
+// to a part's sums, or (fresh) begins them: only the sums of dU and the norms have to be 0 before. With a grid the
+// gradient at the lifted features is left in `work + net.dx`.
 inline void backward(const Network &net, const float *parameters, const float *packed, float *work, float *gradient,
                      int64_t n, bool fresh) {
   const int64_t tile = net.tile;
   float *s = work + net.dx;
-#if defined(PIXFIT_TILES)
+#if defined(PIXFIT_HAS_TILES)
   std::optional<TilesInUse> in_use;
   if (net.tiles()) in_use.emplace(TALL);
 #endif
@@ -541,7 +542,7 @@ inline void backward(const Network &net, const float *parameters, const float *p
       pair_both(du, l.outputs, tile, n, dt, dy, gradient + p.shift);
       pair_points(x, l.inputs, tile, n, xt);
       const uint32_t *back = reinterpret_cast<const uint32_t *>(packed + p.backward);
-#if defined(PIXFIT_TILES)
+#if defined(PIXFIT_HAS_TILES)
       if (net.tiles()) {
         uint32_t *turned = reinterpret_cast<uint32_t *>(work + net.turned);
         if (p.turned) weights_product_tiles(xt, l.inputs, dt, l.outputs, tile, n, turned, matrix, p.stride, fresh);

@@ -268,7 +268,7 @@ inline void weights_product_bf16(const uint32_t *a, int64_t rows, const uint32_t
 
 #endif  // __AVX512BF16__
 
-#if defined(PIXFIT_TILES)
+#if defined(PIXFIT_HAS_TILES)
 
 // The same once more, by the matrix units. Pairs are filled up with zeros to whole tiles on both sides.
 
@@ -348,7 +348,7 @@ inline void weights_product_tiles(const uint32_t *a, int64_t rows, uint32_t *b, 
   }
 }
 
-#endif  // PIXFIT_TILES
+#endif  // PIXFIT_HAS_TILES
 
 }  // namespace
 #endif

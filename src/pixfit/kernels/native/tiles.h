@@ -12,7 +12,7 @@
 #endif
 
 #if defined(__AVX512BF16__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
-#define PIXFIT_TILES
+#define PIXFIT_HAS_TILES
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -26,7 +26,7 @@ constexpr int64_t TALL = 16;  // rows of a tile, and lanes of 32 bits of one of 
 
 // Whether this processor has matrix units and the system lets this process use them. Linux wants to be asked once.
 inline bool has_tiles() {
-#if defined(PIXFIT_TILES)
+#if defined(PIXFIT_HAS_TILES)
   static const bool found = [] {
     unsigned a, b, c, d;
     constexpr unsigned bfloat16 = 1u << 22, tiles = 1u << 24;
@@ -52,7 +52,7 @@ PIXFIT_INLINE __m512i paired(vf a, vf b) {
 
 #endif
 
-#if defined(PIXFIT_TILES)
+#if defined(PIXFIT_HAS_TILES)
 
 // The compiler does not know that tiles are read from memory and written there.
 PIXFIT_INLINE void settled() { __asm__ volatile("" ::: "memory"); }
