@@ -31,8 +31,8 @@ def _row(clean: Image, sigma: float, given: argparse.Namespace) -> dict[str, Any
     noisy = Image(noise.clamp(0, 1), clean.name)
     begin = time.process_time()
     done = restore.denoise(
-        noisy, sigma=sigma, control=given.control, runs=given.runs, steps=given.steps, seed=given.seed, device="cpu",
-        truth=clean,
+        noisy, sigma=sigma, control=given.control, runs=given.runs, steps=given.steps, precision=given.precision,
+        seed=given.seed, device="cpu", truth=clean,
     )  # fmt: skip
     seconds, scores = time.process_time() - begin, done.scores(clean)
     means = classical.nonlocal_means(noisy.data, NoiseLevel.white(sigma))
@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="what the fit is blended with, default %(default)s; another one has a column of its own",
     )
     parser.add_argument("--steps", type=int, help="at most; by default as the command has it")
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the fits, default %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of noise and networks, default %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of torch, default %(default)s")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
@@ -97,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     means = {name: sum(row[name] for row in rows) / len(rows) for name in columns}
     if given.json:
-        settings = {name: getattr(given, name) for name in ("sigma", "side", "control", "runs", "seed", "threads")}
+        settings = {
+            name: getattr(given, name) for name in ("sigma", "side", "control", "runs", "precision", "seed", "threads")
+        }
         print(json.dumps({**settings, "torch": torch.__version__, "rows": rows, "means": means}, indent=2))
     else:
         print(f"{'mean':<14}" + "".join(f"{means[name]:9.2f}" for name in columns))

@@ -44,16 +44,12 @@ API double pixfit_peak(double seconds, long bfloat16) {{ return bfloat16 ? 2 : s
 """
 REST = "API double pixfit_sincos_time(double seconds) { return seconds; }\n"
 
+pytestmark = pytest.mark.usefixtures("no_kernel_named")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which is not here")
 
 
 def file_name(isa: str) -> str:
     return sources.stem(isa) + EXTENSION_SUFFIXES[0]
-
-
-@pytest.fixture(autouse=True)
-def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIXFIT_KERNEL", raising=False)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +25,11 @@ from pixfit.optim import Adam
 from tests.conftest import picture
 
 ISAS = library.isas()
-pytestmark = pytest.mark.skipif(not ISAS, reason="no compiled kernels here: " + "; ".join(library.refused().values()))
+pytestmark = [
+    pytest.mark.skipif(not ISAS, reason="no compiled kernels here: " + "; ".join(library.refused().values())),
+    pytest.mark.usefixtures("no_kernel_named"),
+]
 each_isa = pytest.mark.parametrize("isa", ISAS or ["none"])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("PIXFIT_KERNEL", raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @st.composite

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,19 +23,13 @@ from tests.test_native_maps import gradients, hourglasses, network_of
 
 FOUND = library.load() if library.isas() else None
 BEST = 0 if FOUND is None else FOUND.products
-pytestmark = pytest.mark.skipif(not BEST, reason="no compiled kernel multiplies bfloat16 here")
+pytestmark = [
+    pytest.mark.skipif(not BEST, reason="no compiled kernel multiplies bfloat16 here"),
+    pytest.mark.usefixtures("no_kernel_named"),
+]
 each_way = pytest.mark.parametrize(
     "products", [pytest.param(1, id="vectors"), pytest.param(2, id="matrix units")][: max(1, BEST)]
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("PIXFIT_KERNEL", raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def nearest(x: Tensor) -> Tensor:

@@ -264,8 +264,7 @@ def _options(
     from pixfit.store import Store
 
     store = None if folder is None else Store(folder)
-    own = None if precision == "auto" else precision
-    return {"runs": runs, "steps": steps, "seed": seed, "device": device, "precision": own, "store": store}
+    return {"runs": runs, "steps": steps, "seed": seed, "device": device, "precision": precision, "store": store}
 
 
 def _load_mask(path: Path, image: Image, max_pixels: int, quiet: bool) -> Any:

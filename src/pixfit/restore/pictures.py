@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def restored(
     steps: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    precision: Precision | None = None,
+    precision: str = "auto",
     truth: Image | None = None,
     store: Store | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -69,12 +69,12 @@ def restored(
         raise ValueError(f"runs is {runs!r}; it must be a whole number from 1 to 64")
     if steps is not None and not (is_whole(steps) and steps >= 1):
         raise ValueError(f"steps is {steps!r}; it must be a whole number, 1 or more")
-    if precision not in (None, "float32", "bfloat16"):
-        raise ValueError(f"precision is {precision!r}; it may be float32 or bfloat16")
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}; it may be auto, float32 or bfloat16")
     began, chosen = time.monotonic(), run.choose_device(device)
-    if precision is None:
+    if precision == "auto":
         precision = "bfloat16" if chosen.type == "cpu" and kernels.fast_maps() else "float32"
-    task = replace(task, precision=precision)
+    task = replace(task, precision=cast(Precision, precision))
     degraded = classical.enlarged(measurement, task.factor) if task.factor > 1 else measurement
     shape = (degraded.shape[0], degraded.shape[1], degraded.shape[2])
     clean = None if truth is None else true_colours(truth, degraded, task.name)

@@ -60,8 +60,8 @@ class Options(TypedDict, total=False):
     steps        of a fit, at most.
     seed         of the networks and of the held-out pixels; 0 by default.
     device       ``"cpu"``, ``"cuda"``, …; by default a GPU where there is one.
-    precision    ``"float32"`` or ``"bfloat16"``, see `pixfit.Spec`; by default the latter where the processor is faster
-                 with it.
+    precision    ``"float32"`` or ``"bfloat16"``, see `pixfit.Spec`; ``"auto"``, the default, takes the latter where the
+                 processor is faster with it.
     truth        the true picture, for reporting only; it changes nothing.
     store        keeps finished fits, so that the same call goes on where an interrupted one ended; None: nothing is
                  kept. With a truth all fits are made anew, since their last and best pictures are not kept.
@@ -72,7 +72,7 @@ class Options(TypedDict, total=False):
     steps: int | None
     seed: int
     device: str | torch.device | None
-    precision: Precision | None
+    precision: str
     truth: Image | None
     store: Store | None
     on_progress: Callable[[Progress], None] | None

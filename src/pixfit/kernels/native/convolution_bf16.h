@@ -171,7 +171,7 @@ PIXFIT_WITH_TILES inline void pixels_tiles(const Factors &f, int64_t x, int64_t 
   for (int64_t y = 0; y < f.rows; y++) {
     const bf *a = f.pieces[y] + x * f.pixel, *b = f.b + y * deep * NR;
     for (int64_t i = 0; i < deep; i += DEEP, b += DEEP * NR)
-      add_tiles<A, B>(a + i, a_bytes, TALL * a_bytes, b, 2 * NR * sizeof(bf));
+      add_tiles<A, B>(a + i, a_bytes, b, 2 * NR * sizeof(bf));
   }
   put_tiles<Into::Store, A, B>(f.out + x * f.out_step, f.out_step, pixels, f.lanes);
 }
@@ -192,7 +192,7 @@ PIXFIT_WITH_TILES inline void taps_tiles(const Taps &t, int64_t input) {
   for (int64_t y = 0; y < t.rows; y++) {
     const bf *a = t.a + y * t.a_row + input * t.a_step, *b = t.b + y * t.b_row;
     for (int64_t x = 0; x < t.columns; x += DEEP, b += DEEP / 2 * t.b_step)
-      add_tiles<A, B>(a + x, a_bytes, TALL * a_bytes, b, t.b_step * static_cast<int64_t>(sizeof(bf)));
+      add_tiles<A, B>(a + x, a_bytes, b, t.b_step * static_cast<int64_t>(sizeof(bf)));
   }
   float *out = t.out + input * NR;
   if (t.fresh) put_tiles<Into::Store, A, B>(out, NR, A * TALL, B * TALL);

@@ -279,7 +279,7 @@ PIXFIT_WITH_TILES PIXFIT_INLINE void sum_tiles(const uint32_t *a, int64_t a_step
   const int64_t bytes = a_step * static_cast<int64_t>(sizeof *a);
   clear_tiles<A, B>();
   for (int64_t k = 0; k < blocks; k++, a += a_block, b += W * NR)
-    add_tiles<A, B>(a, bytes, TALL * bytes, b, NR * sizeof *b);
+    add_tiles<A, B>(a, bytes, b, NR * sizeof *b);
 }
 
 template <Into I, int B>

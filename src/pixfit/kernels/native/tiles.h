@@ -76,7 +76,8 @@ class TilesInUse {
   TilesInUse &operator=(const TilesInUse &) = delete;
 };
 
-// Sums of A tiles of 16 rows by B tiles of 16 lanes: begun,
+// A sum of A tiles of 16 rows by B tiles of 16 lanes is cleared, grows by 32 products in each place at a time, and is
+// put where it belongs. Rows are so many bytes apart.
 template <int A, int B>
 PIXFIT_WITH_TILES PIXFIT_INLINE void clear_tiles() {
   _tile_zero(0);
@@ -86,10 +87,8 @@ PIXFIT_WITH_TILES PIXFIT_INLINE void clear_tiles() {
   settled();
 }
 
-// with 32 products more in each, of rows that are so many bytes apart; `below`: bytes from row 0 of A to row 16,
 template <int A, int B>
-PIXFIT_WITH_TILES PIXFIT_INLINE void add_tiles(const void *a, int64_t a_bytes, int64_t below, const void *b,
-                                               int64_t b_bytes) {
+PIXFIT_WITH_TILES PIXFIT_INLINE void add_tiles(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes) {
   _tile_loadd(4, a, a_bytes);
   _tile_loadd(6, b, b_bytes);
   _tile_dpbf16ps(0, 4, 6);
@@ -98,7 +97,7 @@ PIXFIT_WITH_TILES PIXFIT_INLINE void add_tiles(const void *a, int64_t a_bytes, i
     _tile_dpbf16ps(1, 4, 7);
   }
   if (A == 2) {
-    _tile_loadd(5, static_cast<const char *>(a) + below, a_bytes);
+    _tile_loadd(5, static_cast<const char *>(a) + TALL * a_bytes, a_bytes);
     _tile_dpbf16ps(2, 5, 6);
     if (B == 2) _tile_dpbf16ps(3, 5, 7);
   }
@@ -106,7 +105,7 @@ PIXFIT_WITH_TILES PIXFIT_INLINE void add_tiles(const void *a, int64_t a_bytes, i
 
 enum class Into { Store, Multiply, Add };
 
-// and put into the first `rows` and `lanes` of a matrix, in the place of what is there, or multiplied or added to it.
+// To the first `rows` and `lanes` of a matrix: in the place of what is there, multiplied by it, or added to it.
 template <Into I, int A, int B>
 PIXFIT_WITH_TILES PIXFIT_INLINE void put_tiles(float *out, int64_t stride, int64_t rows, int64_t lanes) {
   alignas(64) float sums[A * TALL][B * TALL];
