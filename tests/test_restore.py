@@ -734,7 +734,9 @@ def test_with_a_truth_it_tells_how_near_it_is(elsewhere: Path) -> None:
         metrics.psnr(images.load("a.png").data, images.load("clean.png").data), abs=0.1
     )
     assert said["psnr_degraded"] == pytest.approx(20.5, abs=1)
-    assert "restored" in pixfit(*arguments).stdout
+    printed = pixfit(*arguments, "--precision", "bfloat16").stdout
+    assert "restored" in printed
+    assert "s in bfloat16" in printed
 
 
 def test_a_kind_of_noise_may_be_asked_for(elsewhere: Path) -> None:

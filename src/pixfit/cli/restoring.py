@@ -358,7 +358,8 @@ def _print(done: Restored, report: dict[str, Any], clean: Image | None) -> None:
     }  # fmt: skip
     ended = f"{done.status} {rule.get(done.stop_rule, '')}".strip()
     step = f"step {done.stop_step} of {done.steps} is taken"
-    print(f"{'ended':<11} {ended}, {step}, {done.seconds:.1f} s in {done.precision}")
+    numbers = f" in {done.precision}" if done.steps else ""
+    print(f"{'ended':<11} {ended}, {step}, {done.seconds:.1f} s{numbers}")
     if done.weight < 1:
         print(f"{'blend':<11} {done.weight:.2f} of the fit, {1 - done.weight:.2f} of the classical estimate")
     if done.noise is not None:
